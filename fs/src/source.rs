@@ -1,0 +1,124 @@
+//! Where missing bytes come from: the border between the mounts and the network.
+//!
+//! What crosses it is plain values and file descriptors, so that the other side can be a process of its own: a [`Want`]
+//! goes out, [`Delivery`]s come back until `Done` or `Failed`. Dropping the receiver cancels. The other side never holds a
+//! writable descriptor of a file: it hands over each piece in a sealed memfd, and this side copies it into `incoming/`,
+//! computes the digest itself and tells the [`Verdict`].
+
+use poolfs_core::Digest;
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+use tokio::sync::mpsc;
+
+/// Deliveries that may wait to be taken; the other side waits when it is full, so memory stays bounded.
+pub const DELIVERIES_WAITING_MAX: usize = 8;
+
+/// A file that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// What the signed index says of it.
+    pub digest: Digest,
+    /// Its length in bytes, from the same index.
+    pub size: u64,
+    /// The mirror's URLs, best first. Empty: peers only.
+    pub urls: Vec<MirrorUrl>,
+    /// Which pieces ([`poolfs_core::piece::PIECE_BYTES`]) are still missing, ascending. What is not named is here already.
+    pub missing: Vec<u32>,
+    /// What it is for: a reader waits, or nobody does.
+    pub purpose: Purpose,
+}
+
+/// One URL of a file on a mirror.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorUrl {
+    /// `http:` or `https:`.
+    pub url: String,
+    /// The proxy that apt would use for it, `None` for a direct connection.
+    pub proxy: Option<String>,
+    /// Whether the bytes behind this URL can never change (`pool/`, by-hash), so that ranges of it may be joined without a validator.
+    pub immutable: bool,
+    /// Whether the repository needs credentials or is configured as private: it is asked of its mirror alone, never of peers.
+    pub private: bool,
+}
+
+/// Who waits for a [`Want`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// A reader is blocked until the whole file has verified.
+    Read,
+    /// Single pieces of a file that was verified before and is damaged on disk.
+    Repair,
+    /// Somebody asked for it on the command line, or it is expected to be wanted soon.
+    Prefetch,
+}
+
+/// What comes back for a [`Want`].
+#[derive(Debug)]
+pub enum Delivery {
+    /// One piece, of the length that the want's size implies. Nothing in it is believed yet.
+    Piece {
+        /// Which piece.
+        index: u32,
+        /// A memfd sealed against writing, growing and shrinking, holding exactly the piece.
+        bytes: OwnedFd,
+        /// Who gave it.
+        giver: Giver,
+    },
+    /// Every missing piece was delivered.
+    Done,
+    /// Nobody delivers the rest.
+    Failed(SourceError),
+}
+
+/// Who gave a piece.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Giver {
+    /// A mirror, by its host name.
+    Mirror(String),
+    /// A peer, by its address.
+    Peer(std::net::SocketAddr),
+    /// Rebuilt here from an older version and a delta.
+    Delta,
+}
+
+/// What this side found when it had all the bytes of a [`Want`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// The digest matched.
+    Right,
+    /// It did not: what was delivered is thrown away.
+    Wrong,
+}
+
+/// Why a [`Want`] was not delivered, by what the asker does next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum SourceError {
+    /// No source has it: do not ask again soon.
+    #[error("no source has {digest}: {why}")]
+    Nowhere {
+        /// The file.
+        digest: Digest,
+        /// The last source's answer, for people.
+        why: String,
+    },
+    /// Sources exist and could not be reached or were too slow: asking later may help.
+    #[error("no source delivers {digest} now: {why}")]
+    NotNow {
+        /// The file.
+        digest: Digest,
+        /// What went wrong, for people.
+        why: String,
+    },
+    /// The network side is not there (it is restarting).
+    #[error("the network side is not running")]
+    Gone,
+}
+
+/// The network, as the mounts see it.
+pub trait Source: Send + Sync + 'static {
+    /// Starts to deliver; returns at once. At most [`DELIVERIES_WAITING_MAX`] deliveries wait in the channel.
+    fn want(&self, want: Want) -> mpsc::Receiver<Delivery>;
+
+    /// Tells what the delivered bytes turned out to be. After `Wrong` a new [`Want`] may follow, and other sources are preferred.
+    fn verdict(&self, digest: Digest, verdict: Verdict);
+}
