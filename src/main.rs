@@ -1,2 +1,23 @@
-//! x
-fn main() {}
+//! `poolfs`: a FUSE filesystem over apt's caches whose files arrive from peers.
+#![allow(unreachable_pub, reason = "a binary has no public interface: pub marks what its other modules use")]
+
+mod cli;
+mod commands;
+mod config;
+mod control;
+mod daemon;
+mod show;
+mod supervise;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match commands::run(cli::Cli::parse()) {
+        Ok(code) => code,
+        Err(err) => {
+            show::error(&err);
+            ExitCode::FAILURE
+        }
+    }
+}

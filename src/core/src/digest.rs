@@ -232,7 +232,7 @@ mod tests {
         let block = BLOCK_BYTES as usize;
         let piece = PIECE_BYTES as usize;
         for len in [0, 1, block - 1, block, block + 1, piece - 1, piece, piece + 1, 2 * piece, 3 * piece + 77] {
-            let bytes: Vec<u8> = (0..len).map(|i| (i * 31 % 251) as u8).collect();
+            let bytes: Vec<u8> = (0..len).map(|i| u8::try_from(i * 31 % 251).expect("below 251")).collect();
             let pieces: Vec<_> = bytes.chunks(piece).map(Digest::of).collect();
             let blocks: Vec<_> = bytes.chunks(block).map(BlockSum::of).collect();
             let want = Sums { digest: Digest::of(&bytes), size: len as u64, pieces, blocks };

@@ -23,8 +23,7 @@ pub fn count(size: u64, unit: u32) -> u64 {
 
 /// How far `offset` lies within its unit of `unit` bytes.
 pub fn within(offset: u64, unit: u32) -> usize {
-    // Below `unit`, which is a u32.
-    (offset % u64::from(unit)) as usize
+    usize::try_from(offset % u64::from(unit)).expect("below `unit`, which is a u32")
 }
 
 /// The bytes of unit `index` in a file of `size` bytes: empty at and past the end.

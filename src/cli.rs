@@ -1,0 +1,105 @@
+//! What was typed.
+
+use clap::{Args, Parser, Subcommand};
+use poolfs_core::Role;
+use std::path::PathBuf;
+
+/// A peer-to-peer package cache under apt: mounted over its two directories.
+#[derive(Debug, Parser)]
+#[command(name = "poolfs", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which configuration is meant; every command takes it.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// The configuration file [default: /etc/poolfs/poolfs.toml, built-in defaults if it is absent]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount the configured directories and serve them
+    #[command(after_help = "Examples:\n  poolfs up\n  poolfs up --config ./poolfs.toml --foreground")]
+    Up {
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// Stay in the foreground and log to standard error
+        #[arg(long)]
+        foreground: bool,
+    },
+    /// Unmount everything and end the daemon; the directories are plain again
+    Down {
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Mount one directory, with a daemon of its own
+    #[command(after_help = "Examples:\n  poolfs mount archives /var/cache/apt/archives\n  poolfs mount archives /mnt -o ro,browse")]
+    Mount {
+        /// What the directory is to apt: archives or lists
+        #[arg(value_parser = role)]
+        role: Role,
+        /// The directory to mount over
+        dir: PathBuf,
+        /// Mount options, separated by commas: ro, rw, browse, suid, nosuid, dev, nodev
+        #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+        options: Vec<String>,
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// Stay in the foreground and log to standard error
+        #[arg(long)]
+        foreground: bool,
+    },
+    /// Show what is mounted, what is here and where it came from
+    Status {
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show downloads in progress until interrupted
+    Watch {
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// One JSON document a line instead of bars
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every file and check every block
+    Verify {
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// Fetch damaged pieces again and mend the files in place
+        #[arg(long)]
+        repair: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// The process that serves the mounts; started by `up`, which watches over it
+    #[command(hide = true)]
+    Serve {
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// `ROLE DIR OPTIONS` instead of the configured mounts
+        #[arg(long, num_args = 3)]
+        only: Vec<String>,
+    },
+}
+
+fn role(word: &str) -> Result<Role, String> {
+    Role::from_word(word).ok_or_else(|| format!("`{word}` is not a role: write archives or lists"))
+}

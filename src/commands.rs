@@ -1,0 +1,190 @@
+//! What each command does on the client's side.
+
+use crate::cli::{Cli, Command, Common};
+use crate::config::Config;
+use crate::control::{Call, Reply, Request, Verified};
+use crate::show;
+use crate::supervise::{self, Report, Served};
+use anyhow::{Context, Result, bail};
+use poolfs_core::Role;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, IsTerminal};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+/// `verify` found damage that is still there.
+const EXIT_DAMAGED: u8 = 2;
+
+/// A log larger than this is put aside as `poolfs.log.1` when the daemon starts, in bytes.
+const LOG_BYTES_MAX: u64 = 16 << 20;
+
+/// How often `watch` asks.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Runs one command.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Up { common, foreground } => up(Served { common, only: None }, foreground),
+        Command::Mount { role, dir, options, common, foreground } => {
+            let dir = dir.canonicalize().with_context(|| format!("mount over {}", dir.display()))?;
+            up(Served { common, only: Some((role, dir, options)) }, foreground)
+        }
+        Command::Down { common } => down(&load(&common)?),
+        Command::Status { common, json } => {
+            let status = Call::status(&load(&common)?.control.socket)?;
+            if json {
+                show::json(&status)?
+            } else {
+                show::status(&status)
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Watch { common, json } => watch(&load(&common)?, json),
+        Command::Verify { common, repair, json } => verify(&load(&common)?, repair, json),
+        Command::Serve { common, only } => serve(&common, only),
+    }
+}
+
+fn load(common: &Common) -> Result<Config> {
+    Config::load(common.config.as_deref())
+}
+
+fn start_logging(config: &Config) -> Result<()> {
+    let directives = std::env::var("POOLFS_LOG").unwrap_or_else(|_| config.log.level.clone());
+    let filter = EnvFilter::builder()
+        .parse(&directives)
+        .with_context(|| format!("log.level = \"{directives}\": write error, warn, info, debug or trace"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    Ok(())
+}
+
+fn serve(common: &Common, only: Vec<String>) -> Result<ExitCode> {
+    let mut config = load(common)?;
+    start_logging(&config)?;
+    if let [role, dir, options] = only.as_slice() {
+        let role = Role::from_word(role).with_context(|| format!("`{role}` is not a role"))?;
+        let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
+        config.mounts = vec![crate::config::Mount { role, path: PathBuf::from(dir), options }];
+    }
+    match crate::daemon::serve(config) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(err) => {
+            Report::Refused { message: format!("{err:#}") }.send();
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Starts the daemon, in the foreground or behind, and shows its status when everything is mounted.
+fn up(served: Served, foreground: bool) -> Result<ExitCode> {
+    let config = load(&served.common)?;
+    if !rustix::process::geteuid().is_root() {
+        bail!("mounting needs root: run this with sudo");
+    }
+    if let Ok(status) = Call::status(&config.control.socket) {
+        bail!(
+            "a daemon (pid {}) already serves {}: end it with `poolfs down`, or give this one another control.socket",
+            status.pid,
+            config.control.socket.display()
+        );
+    }
+    if foreground {
+        start_logging(&config)?;
+        // Only a parent of ours reads reports; a person has the log.
+        return supervise::run(&served, std::env::var_os(TELL).is_some());
+    }
+    let log_path = config.store.state_dir.join("poolfs.log");
+    let log = open_log(&log_path)?;
+    let mut command = std::process::Command::new(std::env::current_exe().context("find the poolfs program")?);
+    match &served.only {
+        None => command.arg("up"),
+        Some((role, dir, options)) => {
+            command.arg("mount").arg(role.as_str()).arg(dir);
+            if !options.is_empty() {
+                command.arg("-o").arg(options.join(","));
+            }
+            &mut command
+        }
+    };
+    if let Some(path) = &served.common.config {
+        command.arg("--config").arg(path.canonicalize().with_context(|| format!("find configuration {}", path.display()))?);
+    }
+    command.arg("--foreground").env(TELL, "1").current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    // SAFETY: setsid is async-signal-safe and touches no memory of the parent.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into));
+    }
+    let mut child = command.spawn().context("start the daemon")?;
+    let reports = BufReader::new(child.stdout.take().context("the daemon has no output")?);
+    for line in reports.lines() {
+        match serde_json::from_str(&line.context("read the daemon's report")?).context("understand the daemon's report")? {
+            Report::Ready => {
+                show::status(&Call::status(&config.control.socket)?);
+                return Ok(ExitCode::SUCCESS);
+            }
+            Report::Refused { message } => bail!(message),
+            Report::Mounted { .. } | Report::Unmounted { .. } => {}
+        }
+    }
+    bail!("the daemon ended before it was ready: see {}", log_path.display())
+}
+
+/// Set for a supervisor whose parent reads its reports.
+const TELL: &str = "POOLFS_TELL_PARENT";
+
+fn open_log(path: &Path) -> Result<File> {
+    let failed = || format!("open log {}: check that the directory is writable and has space", path.display());
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(failed)?;
+    }
+    if path.metadata().is_ok_and(|found| found.len() > LOG_BYTES_MAX) {
+        std::fs::rename(path, path.with_extension("log.1")).with_context(failed)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path).with_context(failed)
+}
+
+fn down(config: &Config) -> Result<ExitCode> {
+    let mut call = Call::start(&config.control.socket, &Request::Down)?;
+    while call.next()?.is_some() {}
+    Ok(ExitCode::SUCCESS)
+}
+
+fn watch(config: &Config, json: bool) -> Result<ExitCode> {
+    let mut bars = show::Bars::default();
+    loop {
+        let status = Call::status(&config.control.socket)?;
+        if json {
+            show::json(&status.downloads)?;
+        } else {
+            bars.update(&status.downloads);
+        }
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+fn verify(config: &Config, repair: bool, json: bool) -> Result<ExitCode> {
+    let mut call = Call::start(&config.control.socket, &Request::Verify { repair })?;
+    let bar = show::byte_bar();
+    let mut found = Verified::default();
+    while let Some(reply) = call.next()? {
+        match reply {
+            Reply::Progress { done_bytes, total_bytes, file } => {
+                bar.set_length(total_bytes);
+                bar.set_position(done_bytes);
+                bar.set_message(file);
+            }
+            Reply::Verified(result) => found = result,
+            other => bail!("the daemon answered a check with {other:?}"),
+        }
+    }
+    bar.finish_and_clear();
+    if json {
+        show::json(&found)?
+    } else {
+        show::verified(&found)
+    }
+    Ok(if found.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DAMAGED) })
+}

@@ -1,0 +1,438 @@
+//! The configuration: one TOML file, every key with a default.
+//!
+//! Read in two steps: the keys are checked against [`KEYS`] by hand, so that an unknown one is answered with its line and
+//! the nearest known key; then serde turns the values into types that cannot be wrong.
+
+use anyhow::{Context, Result, bail};
+use poolfs_core::Role;
+use serde::{Deserialize, Deserializer, de};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml::de::{DeTable, DeValue};
+
+/// Where the file is looked for if nobody names one; it need not exist.
+pub const DEFAULT_PATH: &str = "/etc/poolfs/poolfs.toml";
+
+/// Every key that may stand in the file, by section.
+const KEYS: &[(&str, &[&str])] = &[
+    ("mount", &["role", "path", "options"]),
+    ("store", &["state_dir", "cache_dir", "quota"]),
+    ("control", &["socket"]),
+    ("apt", &["sources", "config"]),
+    ("fs", &["lazy_archives", "threads"]),
+    ("mirror", &["connect_timeout_s", "first_byte_timeout_s", "stall_timeout_s", "rate_min_bytes_s"]),
+    ("net", &["listen", "bootstrap", "discovery", "network"]),
+    ("log", &["level"]),
+];
+
+/// The whole configuration, each part for one subsystem.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The directories to mount over.
+    #[serde(rename = "mount")]
+    pub mounts: Vec<Mount>,
+    /// Where poolfs keeps its own files.
+    pub store: StoreConfig,
+    /// How the commands reach the daemon.
+    pub control: Control,
+    /// What apt is configured to.
+    pub apt: Apt,
+    /// How the mounts behave.
+    pub fs: Fs,
+    /// How long the mirror may take.
+    pub mirror: Mirror,
+    /// Peers.
+    pub net: Net,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// One mounted directory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// What the directory is to apt.
+    pub role: Role,
+    /// The directory; it is mounted over, and its files stay in it.
+    pub path: PathBuf,
+    /// Mount options as in fstab: `ro`, `browse`, `nosuid`, `nodev`.
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+/// poolfs's own directories.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreConfig {
+    /// Holds `poolfs.db`.
+    pub state_dir: PathBuf,
+    /// Holds `objects/` and `incoming/`.
+    pub cache_dir: PathBuf,
+    /// Bytes that `objects/` may take.
+    #[serde(deserialize_with = "byte_count")]
+    pub quota: u64,
+}
+
+/// The control socket.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Control {
+    /// A Unix socket that only root may use.
+    pub socket: PathBuf,
+}
+
+/// apt's own configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Apt {
+    /// `sources.list` and `.sources` files or directories of them; empty: apt's own.
+    pub sources: Vec<PathBuf>,
+    /// A file to be used as `APT_CONFIG`; absent: apt's own.
+    pub config: Option<PathBuf>,
+}
+
+/// The mounts.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fs {
+    /// Whether programs other than apt find packages in `archives/` that are not there yet.
+    pub lazy_archives: bool,
+    /// FUSE threads of each mount.
+    pub threads: usize,
+}
+
+/// Patience with the mirror.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mirror {
+    /// Seconds until a connection must stand.
+    pub connect_timeout_s: u64,
+    /// Seconds from the request to the first byte of the answer.
+    pub first_byte_timeout_s: u64,
+    /// Seconds without a byte after which the connection is given up.
+    pub stall_timeout_s: u64,
+    /// A transfer slower than this is given up, in bytes a second.
+    pub rate_min_bytes_s: u64,
+}
+
+/// Peers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Net {
+    /// One port for TCP (pieces) and UDP (KRPC).
+    pub listen: SocketAddr,
+    /// Nodes to join the DHT by, as `HOST:PORT`.
+    #[serde(deserialize_with = "host_ports")]
+    pub bootstrap: Vec<String>,
+    /// Whether the link's other nodes are looked for by multicast.
+    pub discovery: bool,
+    /// Whether addresses of the public internet are believed.
+    pub network: Network,
+}
+
+/// What kind of network the peers are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// A LAN or a company's network: private addresses are believed, nobody else is asked.
+    Private,
+    /// The internet.
+    Public,
+}
+
+/// Logging.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives as `poolfs_fs=debug,info`.
+    pub level: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mounts: vec![
+                Mount { role: Role::Archives, path: "/var/cache/apt/archives".into(), options: Vec::new() },
+                Mount { role: Role::Lists, path: "/var/lib/apt/lists".into(), options: Vec::new() },
+            ],
+            store: StoreConfig::default(),
+            control: Control::default(),
+            apt: Apt::default(),
+            fs: Fs::default(),
+            mirror: Mirror::default(),
+            net: Net::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { state_dir: "/var/lib/poolfs".into(), cache_dir: "/var/cache/poolfs".into(), quota: 5 << 30 }
+    }
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { socket: "/run/poolfs/control.sock".into() }
+    }
+}
+
+impl Default for Fs {
+    fn default() -> Self {
+        Self { lazy_archives: true, threads: 2 }
+    }
+}
+
+impl Default for Mirror {
+    fn default() -> Self {
+        Self { connect_timeout_s: 10, first_byte_timeout_s: 30, stall_timeout_s: 30, rate_min_bytes_s: 1024 }
+    }
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 9977),
+            bootstrap: Vec::new(),
+            discovery: true,
+            network: Network::Private,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into() }
+    }
+}
+
+impl Config {
+    /// Reads the file at `path`; without one, [`DEFAULT_PATH`] if it exists, else the built-in defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self> {
+        let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map_err(|problem| anyhow::anyhow!("{}:{problem}", path.display())),
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound && !required => Ok(Self::default()),
+            Err(err) => Err(err).with_context(|| format!("read configuration {}", path.display())),
+        }
+    }
+
+    /// Parses and checks the text. An error begins with the line number.
+    pub fn parse(text: &str) -> Result<Self> {
+        let line = |span: Option<Range<usize>>| span.map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let table = DeTable::parse(text).map_err(|err| anyhow::anyhow!("{}: {}", line(err.span()), err.message()))?;
+        check_keys(table.get_ref(), &|span| line(Some(span)))?;
+        let config: Self = toml::from_str(text).map_err(|err| anyhow::anyhow!("{}: {}", line(err.span()), err.message().trim_end()))?;
+        config.check().map_err(|err| anyhow::anyhow!("1: {err}"))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.mounts.is_empty() {
+            bail!("no [[mount]] is configured: leave the section out for apt's two directories, or name at least one");
+        }
+        for (index, mount) in self.mounts.iter().enumerate() {
+            if !mount.path.is_absolute() {
+                bail!("mount path {} is not absolute: write it from /", mount.path.display());
+            }
+            if self.mounts[..index].iter().any(|other| other.path == mount.path) {
+                bail!("mount path {} is configured twice: remove one [[mount]]", mount.path.display());
+            }
+        }
+        for (name, path) in [
+            ("store.state_dir", &self.store.state_dir),
+            ("store.cache_dir", &self.store.cache_dir),
+            ("control.socket", &self.control.socket),
+        ] {
+            if !path.is_absolute() {
+                bail!("{name} = {} is not absolute: write it from /", path.display());
+            }
+            if let Some(mount) = self.mounts.iter().find(|mount| path.starts_with(&mount.path)) {
+                bail!("{name} = {} lies below the mount {}: choose a directory outside of it", path.display(), mount.path.display());
+            }
+        }
+        if self.fs.threads == 0 || self.fs.threads > 64 {
+            bail!("fs.threads = {} is not within 1 to 64", self.fs.threads);
+        }
+        Ok(())
+    }
+}
+
+/// Refuses keys that are not in [`KEYS`], with the nearest one that is.
+fn check_keys(root: &DeTable<'_>, line: &dyn Fn(Range<usize>) -> usize) -> Result<()> {
+    for (section, value) in root {
+        let name = section.get_ref().as_ref();
+        let Some((_, keys)) = KEYS.iter().find(|(known, _)| *known == name) else {
+            // A key may have been written without its section: then that is the nearest.
+            let qualified: Vec<String> =
+                KEYS.iter().flat_map(|(section, keys)| keys.iter().map(move |key| format!("{section}.{key}"))).collect();
+            let hint = qualified.iter().find(|known| known.ends_with(&format!(".{name}"))).map_or_else(
+                || nearest(name, KEYS.iter().map(|(known, _)| *known)).map(|known| format!("[{known}]")),
+                |known| Some(known.clone()),
+            );
+            bail!("{}: unknown section or key `{name}`{}", line(section.span()), did_you_mean(hint));
+        };
+        let tables: Vec<&DeTable<'_>> = match value.get_ref() {
+            DeValue::Table(table) => vec![table],
+            DeValue::Array(items) => items.iter().filter_map(|item| item.get_ref().as_table()).collect(),
+            _ => bail!("{}: `{name}` is a section: write [{name}] on a line of its own", line(section.span())),
+        };
+        for key in tables.into_iter().flat_map(|table| table.keys()) {
+            if !keys.contains(&key.get_ref().as_ref()) {
+                let hint = nearest(key.get_ref(), keys.iter().copied()).map(|known| format!("`{known}`"));
+                bail!("{}: unknown key `{}` in [{name}]{}", line(key.span()), key.get_ref(), did_you_mean(hint));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn did_you_mean(hint: Option<String>) -> String {
+    hint.map_or_else(String::new, |hint| format!(", did you mean {hint}?"))
+}
+
+fn nearest<'known>(word: &str, known: impl Iterator<Item = &'known str>) -> Option<&'known str> {
+    known.map(|known| (strsim::jaro_winkler(word, known), known)).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| known)
+}
+
+/// A byte count as a number or as `"5 GiB"`, `"500MB"`.
+fn byte_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected bytes as a number or as a text like \"5 GiB\"")]
+    enum Raw {
+        Number(u64),
+        Text(String),
+    }
+    match Raw::deserialize(deserializer)? {
+        Raw::Number(bytes) => Ok(bytes),
+        Raw::Text(text) => parse_bytes(&text)
+            .ok_or_else(|| de::Error::custom(format!("`{text}` is no size: write bytes as a number or as \"5 GiB\", \"500 MB\""))),
+    }
+}
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn host_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let all = Vec::<String>::deserialize(deserializer)?;
+    for one in &all {
+        let good = one.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+        if !good {
+            return Err(de::Error::custom(format!("`{one}` is not HOST:PORT")));
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(text: &str) -> String {
+        Config::parse(text).expect_err("a mistake must be found").to_string()
+    }
+
+    /// An administrator must find the line and the remedy, not a backtrace.
+    #[test]
+    fn mistakes_are_named_with_line_and_remedy() {
+        let check = |text: &str, want: &str| assert_eq!(problem(text), want, "{text}");
+        check("[store]\nquotta = 5\n", "2: unknown key `quotta` in [store], did you mean `quota`?");
+        check("\n[stor]\n", "2: unknown section or key `stor`, did you mean [store]?");
+        check("listen = \"[::]:1\"\n", "1: unknown section or key `listen`, did you mean net.listen?");
+        check("store = 5\n", "1: `store` is a section: write [store] on a line of its own");
+        check("[store]\nquota = \"5 apples\"\n", "2: `5 apples` is no size: write bytes as a number or as \"5 GiB\", \"500 MB\"");
+        check("[[mount]]\nrole = \"archive\"\npath = \"/x\"\n", "2: unknown variant `archive`, expected `archives` or `lists`");
+        check("[net]\nbootstrap = [\"host\"]\n", "2: `host` is not HOST:PORT");
+        check("mount = []\n", "1: no [[mount]] is configured: leave the section out for apt's two directories, or name at least one");
+        check("[[mount]]\nrole = \"lists\"\npath = \"x\"\n", "1: mount path x is not absolute: write it from /");
+        check(
+            "[store]\nstate_dir = \"/var/lib/apt/lists/poolfs\"\n",
+            "1: store.state_dir = /var/lib/apt/lists/poolfs lies below the mount /var/lib/apt/lists: choose a directory outside of it",
+        );
+        assert!(problem("[net]\nlisten = \"nowhere\"\n").starts_with("2: "));
+        assert!(problem("[store\n").starts_with("1: "));
+    }
+
+    /// Sizes are where a factor of a thousand is lost.
+    #[test]
+    fn sizes() {
+        let check = |text: &str, want: Option<u64>| assert_eq!(parse_bytes(text), want, "{text}");
+        check("0", Some(0));
+        check("17", Some(17));
+        check("5 GiB", Some(5 << 30));
+        check("500MB", Some(500_000_000));
+        check("99999999999999999999", None);
+        check("18446744073709551615 KiB", None);
+        check("-1", None);
+        check("1.5 GB", None);
+        check("", None);
+    }
+
+    /// The defaults are what `scripts/up` runs with.
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let config = Config::parse("").expect("nothing is wrong with nothing");
+        assert_eq!(config.mounts, Config::default().mounts);
+        assert_eq!(config.store.quota, 5 << 30);
+        assert_eq!(config.net.network, Network::Private);
+    }
+
+    /// The table of keys and the types must name the same keys: a key in one alone is either refused or never checked.
+    #[test]
+    fn every_known_key_is_accepted() {
+        let text = r#"
+            [[mount]]
+            role = "archives"
+            path = "/a"
+            options = ["ro"]
+            [store]
+            state_dir = "/s"
+            cache_dir = "/c"
+            quota = "1 GiB"
+            [control]
+            socket = "/k"
+            [apt]
+            sources = ["/x"]
+            config = "/y"
+            [fs]
+            lazy_archives = false
+            threads = 3
+            [mirror]
+            connect_timeout_s = 1
+            first_byte_timeout_s = 1
+            stall_timeout_s = 1
+            rate_min_bytes_s = 1
+            [net]
+            listen = "127.0.0.1:1"
+            bootstrap = ["host:1"]
+            discovery = false
+            network = "public"
+            [log]
+            level = "debug"
+        "#;
+        Config::parse(text).expect("each key stands in both");
+        for (section, keys) in KEYS {
+            assert!(text.contains(&format!("[{section}]")), "{section}");
+            keys.iter().for_each(|key| assert!(text.contains(&format!("{key} = ")), "{section}.{key}"));
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The control socket: how the commands talk to the daemon.
+//!
+//! A Unix stream socket of mode 0600. The client sends one [`Request`] as a line of JSON; the daemon answers with lines of
+//! JSON, each a [`Reply`], the last of which is `Done` or `Failed`, and closes.
+
+use anyhow::{Context, Result, bail};
+use poolfs_core::Role;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// A request longer than this is not one, in bytes.
+pub const REQUEST_BYTES_MAX: u64 = 64 * 1024;
+
+/// What a command asks of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// One [`Status`].
+    Status,
+    /// Unmount everything and end.
+    Down,
+    /// Check every block of every file; progress, then a [`Verified`].
+    Verify {
+        /// Also mend what is damaged.
+        repair: bool,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// How far a long request is.
+    Progress {
+        /// Bytes done.
+        done_bytes: u64,
+        /// Bytes in all.
+        total_bytes: u64,
+        /// The file at hand.
+        file: String,
+    },
+    /// To [`Request::Verify`], at its end.
+    Verified(Verified),
+    /// The end of a request that succeeded.
+    Done,
+    /// The end of one that did not.
+    Failed {
+        /// For people, with the remedy.
+        message: String,
+    },
+}
+
+/// What `poolfs status` shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// The serving process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// What is mounted.
+    pub mounts: Vec<MountStatus>,
+    /// Bytes that arrived, by source, since the start.
+    pub bytes: SourceBytes,
+    /// What is arriving.
+    pub downloads: Vec<Download>,
+    /// Files that apt's lists name.
+    pub catalog_entries: u64,
+    /// Files hashed as a whole since the start: 0 after a restart if nothing changed meanwhile.
+    pub hashed: u64,
+    /// Bytes that `objects/` holds.
+    pub objects_bytes: u64,
+    /// Bytes that it may hold.
+    pub objects_quota_bytes: u64,
+    /// What is wrong with apt's lists or configuration, a line each with its remedy.
+    pub problems: Vec<String>,
+}
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// What it is to apt.
+    pub role: Role,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Files on disk.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// In the DHT and served.
+    pub announced: u64,
+    /// Served to who asks for the digest.
+    pub available: u64,
+    /// Never leaving the machine.
+    pub local_only: u64,
+    /// Not shared, since a newer version fixes a vulnerability or replaces it.
+    pub withheld: u64,
+    /// Failed a checksum and could not be mended.
+    pub damaged: u64,
+    /// Files that arrived because somebody opened them.
+    pub ghosts_opened: u64,
+    /// Blocks that failed their checksum at a read.
+    pub blocks_bad: u64,
+    /// Blocks that were mended.
+    pub blocks_mended: u64,
+}
+
+/// Bytes by source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceBytes {
+    /// From mirrors.
+    pub mirror: u64,
+    /// From peers.
+    pub peer: u64,
+    /// Rebuilt here from deltas.
+    pub delta: u64,
+}
+
+/// One download in progress.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Download {
+    /// The file's name, or its digest where it has none.
+    pub name: String,
+    /// Its digest.
+    pub digest: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What is here of it.
+    pub done_bytes: u64,
+    /// Over the last seconds.
+    pub rate_bytes_s: u64,
+    /// Who gives.
+    pub givers: Vec<String>,
+}
+
+/// What a check of everything found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Files read.
+    pub files: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Files with a bad block that is still bad.
+    pub damaged: Vec<String>,
+    /// Files that were mended.
+    pub mended: Vec<String>,
+}
+
+/// The client's end of a request.
+#[derive(Debug)]
+pub struct Call {
+    replies: std::io::Lines<BufReader<UnixStream>>,
+}
+
+impl Call {
+    /// Sends `request` to the daemon at `socket`.
+    pub fn start(socket: &Path, request: &Request) -> Result<Self> {
+        let mut stream = UnixStream::connect(socket).map_err(|err| match err.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+                anyhow::anyhow!("no poolfs daemon answers at {}: start one with `poolfs up`", socket.display())
+            }
+            std::io::ErrorKind::PermissionDenied => anyhow::anyhow!("{} may be used by root only: run this as root", socket.display()),
+            _ => anyhow::Error::new(err).context(format!("connect to {}", socket.display())),
+        })?;
+        let mut line = serde_json::to_string(request).context("encode the request")?;
+        line.push('\n');
+        stream.write_all(line.as_bytes()).context("send the request to the daemon")?;
+        Ok(Self { replies: BufReader::new(stream).lines() })
+    }
+
+    /// The next reply; `None` at the end of a request that succeeded.
+    pub fn next(&mut self) -> Result<Option<Reply>> {
+        let Some(line) = self.replies.next() else { bail!("the daemon ended before it answered: see its log") };
+        match serde_json::from_str(&line.context("read the daemon's answer")?).context("understand the daemon's answer")? {
+            Reply::Done => Ok(None),
+            Reply::Failed { message } => bail!(message),
+            reply => Ok(Some(reply)),
+        }
+    }
+
+    /// Asks for one status.
+    pub fn status(socket: &Path) -> Result<Status> {
+        match Self::start(socket, &Request::Status)?.next()? {
+            Some(Reply::Status(status)) => Ok(*status),
+            other => bail!("the daemon answered a status request with {other:?}"),
+        }
+    }
+}

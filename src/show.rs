@@ -1,0 +1,139 @@
+//! What people see: the one place that prints.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the commands' output goes through here")]
+
+use crate::control::{Download, Status, Verified};
+use anyhow::Result;
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// An error with its causes on one line.
+pub fn error(err: &anyhow::Error) {
+    eprintln!("poolfs: {err:#}");
+}
+
+/// A line of plain text.
+pub fn line(text: &str) {
+    println!("{text}");
+}
+
+/// One JSON document on one line.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}
+
+/// The status, for people.
+pub fn status(status: &Status) {
+    println!("poolfs {}, pid {}, up {}", status.version, status.pid, HumanDuration(Duration::from_secs(status.uptime_s)));
+    for mount in &status.mounts {
+        println!("{}  {}", mount.path.display(), mount.role);
+        println!("  {} files, {}; {} opened before they were here", mount.files, HumanBytes(mount.bytes), mount.ghosts_opened);
+        println!(
+            "  {} announced, {} available, {} local-only, {} withheld",
+            mount.announced, mount.available, mount.local_only, mount.withheld
+        );
+        if mount.damaged > 0 {
+            println!("  {} DAMAGED: run `poolfs verify --repair`", mount.damaged);
+        }
+        if mount.blocks_bad > 0 {
+            println!("  {} blocks failed their checksum at a read, {} were mended", mount.blocks_bad, mount.blocks_mended);
+        }
+    }
+    if status.mounts.is_empty() {
+        println!("nothing is mounted");
+    }
+    println!(
+        "catalog: {} packages; objects: {} of {}",
+        status.catalog_entries,
+        HumanBytes(status.objects_bytes),
+        HumanBytes(status.objects_quota_bytes)
+    );
+    let bytes = status.bytes;
+    println!(
+        "received: {} from mirrors, {} from peers, {} from deltas",
+        HumanBytes(bytes.mirror),
+        HumanBytes(bytes.peer),
+        HumanBytes(bytes.delta)
+    );
+    for download in &status.downloads {
+        println!("  {}", download_line(download));
+    }
+    for problem in &status.problems {
+        println!("problem: {problem}");
+    }
+}
+
+fn download_line(download: &Download) -> String {
+    format!(
+        "{}: {} of {} at {}/s from {}",
+        download.name,
+        HumanBytes(download.done_bytes),
+        HumanBytes(download.size),
+        HumanBytes(download.rate_bytes_s),
+        if download.givers.is_empty() { "nobody yet".to_owned() } else { download.givers.join(", ") }
+    )
+}
+
+/// What `verify` found.
+pub fn verified(found: &Verified) {
+    println!("{} files, {} read", found.files, HumanBytes(found.bytes));
+    found.mended.iter().for_each(|name| println!("mended {name}"));
+    found.damaged.iter().for_each(|name| println!("damaged {name}"));
+}
+
+/// A bar over bytes; invisible where standard error is no terminal.
+pub fn byte_bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    bar.set_style(bar_style("{bar:30} {bytes:>10} of {total_bytes:10} {eta:>4} {wide_msg}"));
+    bar
+}
+
+fn bar_style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is a constant")
+}
+
+/// Bars of downloads in progress, one each, that come and go; lines where there is no terminal.
+#[derive(Debug, Default)]
+pub struct Bars {
+    all: MultiProgress,
+    shown: HashMap<String, ProgressBar>,
+    lines: HashMap<String, u64>,
+}
+
+impl Bars {
+    /// Shows the state of now.
+    pub fn update(&mut self, downloads: &[Download]) {
+        if !std::io::stderr().is_terminal() {
+            return self.update_lines(downloads);
+        }
+        self.shown.retain(|digest, bar| {
+            let stays = downloads.iter().any(|download| download.digest == *digest);
+            if !stays {
+                bar.finish_and_clear();
+            }
+            stays
+        });
+        for download in downloads {
+            let bar = self.shown.entry(download.digest.clone()).or_insert_with(|| {
+                let bar = self.all.add(ProgressBar::new(download.size));
+                bar.set_style(bar_style("{bar:20} {bytes:>10} of {total_bytes:10} {prefix:>12} {wide_msg}"));
+                bar
+            });
+            bar.set_position(download.done_bytes);
+            bar.set_prefix(format!("{}/s", HumanBytes(download.rate_bytes_s)));
+            bar.set_message(format!("{} {}", download.name, download.givers.join(", ")));
+        }
+    }
+
+    fn update_lines(&mut self, downloads: &[Download]) {
+        self.lines.retain(|digest, _| downloads.iter().any(|download| download.digest == *digest));
+        for download in downloads {
+            if self.lines.insert(download.digest.clone(), download.done_bytes) != Some(download.done_bytes) {
+                println!("{}", download_line(download));
+            }
+        }
+    }
+}

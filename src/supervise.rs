@@ -1,0 +1,297 @@
+//! The small parent that watches over the serving process.
+//!
+//! It holds no descriptor of a mount and no lock, only the list of what was mounted. The moment the serving process dies it
+//! detaches those mounts, so that apt works on the plain directories again; then it starts the process anew, which mounts
+//! again. A process that never came up is not started again: its error is shown and the parent ends with it.
+
+use crate::cli::Common;
+use anyhow::{Context, Result, bail};
+use poolfs_core::Role;
+use rustix::mount::{UnmountFlags, unmount};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Pauses before the serving process is started again: none after the first death, then doubling up to the last.
+const RESTART_PAUSES: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(16),
+];
+
+/// A process that served this long did not die of what the one before died of: the pauses start anew.
+const SERVED_LONG: Duration = Duration::from_secs(60);
+
+/// What the serving process tells its parent, one JSON document a line on its standard output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// A directory is mounted; `device` is the mount's `major:minor` as in mountinfo.
+    Mounted {
+        /// The mount point.
+        path: PathBuf,
+        /// Its device, so that only this very mount is ever detached.
+        device: String,
+    },
+    /// Somebody unmounted it.
+    Unmounted {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// Everything is mounted and answers.
+    Ready,
+    /// It cannot serve; the message names the remedy.
+    Refused {
+        /// For people.
+        message: String,
+    },
+}
+
+impl Report {
+    /// Writes the line that the parent reads. A parent that is gone is no error: its death signal is on the way.
+    pub fn send(&self) {
+        let line = serde_json::to_string(self).expect("a report is plain text");
+        let mut out = std::io::stdout().lock();
+        if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+            tracing::debug!("the supervising process does not read any more");
+        }
+    }
+}
+
+/// What to serve: the configured mounts, or one of its own.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// Which configuration.
+    pub common: Common,
+    /// Instead of the configured mounts.
+    pub only: Option<(Role, PathBuf, Vec<String>)>,
+}
+
+impl Served {
+    fn command(&self) -> Result<Command> {
+        let program = std::env::current_exe().context("find the poolfs program")?;
+        let mut command = Command::new(program);
+        command.arg("serve");
+        if let Some(config) = &self.common.config {
+            command.arg("--config").arg(config);
+        }
+        if let Some((role, dir, options)) = &self.only {
+            command.arg("--only").arg(role.as_str()).arg(dir).arg(options.join(","));
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(false);
+        // The serving process ends with its parent, cleanly: nobody else would detach its mounts if it died later.
+        // SAFETY: prctl with PR_SET_PDEATHSIG is async-signal-safe and touches no memory of the parent.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        Ok(command)
+    }
+}
+
+/// How the serving process ended.
+enum End {
+    /// By itself: everything is unmounted.
+    Clean,
+    /// It could not start.
+    Refused(String),
+    /// It died while it served.
+    Died(String),
+}
+
+/// Runs until the serving process ends cleanly or cannot start. With `tell`, reports are passed on to standard output.
+pub fn run(served: &Served, tell: bool) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the supervising runtime")?;
+    runtime.block_on(async {
+        let mut stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?];
+        let mut deaths = 0;
+        let mut ready_once = false;
+        loop {
+            let started = Instant::now();
+            let mut mounted = Vec::new();
+            let child = served.command()?.spawn().context("start the serving process")?;
+            let end = watch(child, &mut mounted, &mut stop, &mut ready_once, tell).await?;
+            // Whatever the end was, a mount that is left would hang every program that looks at it.
+            detach_all(&mounted);
+            match end {
+                End::Clean => return Ok(ExitCode::SUCCESS),
+                End::Refused(message) if !ready_once => {
+                    if tell {
+                        Report::Refused { message }.send();
+                        return Ok(ExitCode::FAILURE);
+                    }
+                    bail!(message);
+                }
+                End::Refused(why) | End::Died(why) => {
+                    deaths = if started.elapsed() > SERVED_LONG { 0 } else { deaths };
+                    let pause = RESTART_PAUSES[deaths.min(RESTART_PAUSES.len() - 1)];
+                    deaths += 1;
+                    tracing::error!("the serving process ended ({why}); its mounts are detached and apt uses the plain directories; starting it again in {} s", pause.as_secs());
+                    if interrupted(&mut stop, pause).await {
+                        return Ok(ExitCode::SUCCESS);
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// Waits for `pause` or for a signal to stop; tells whether the latter came.
+async fn interrupted(stop: &mut [tokio::signal::unix::Signal; 3], pause: Duration) -> bool {
+    let [term, int, hup] = stop;
+    tokio::select! {
+        () = tokio::time::sleep(pause) => false,
+        _ = term.recv() => true,
+        _ = int.recv() => true,
+        _ = hup.recv() => true,
+    }
+}
+
+async fn watch(
+    mut child: Child,
+    mounted: &mut Vec<(PathBuf, String)>,
+    stop: &mut [tokio::signal::unix::Signal; 3],
+    ready_once: &mut bool,
+    tell: bool,
+) -> Result<End> {
+    let mut lines = BufReader::new(child.stdout.take().context("the serving process has no output")?).lines();
+    let mut refused = None;
+    let mut reading = true;
+    let [term, int, hup] = stop;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    let status = loop {
+        tokio::select! {
+            biased;
+            line = lines.next_line(), if reading => match line? {
+                Some(line) => match serde_json::from_str::<Report>(&line) {
+                    Ok(report) => {
+                        match &report {
+                            Report::Mounted { path, device } => mounted.push((path.clone(), device.clone())),
+                            Report::Unmounted { path } => mounted.retain(|(known, _)| known != path),
+                            Report::Ready => *ready_once = true,
+                            Report::Refused { message } => refused = Some(message.clone()),
+                        }
+                        if tell && !matches!(report, Report::Refused { .. }) {
+                            report.send();
+                        }
+                    }
+                    Err(err) => tracing::error!("the serving process sent a line that is no report: {err}"),
+                },
+                None => reading = false,
+            },
+            status = child.wait() => break status.context("wait for the serving process")?,
+            _ = term.recv() => forward(pid),
+            _ = int.recv() => forward(pid),
+            _ = hup.recv() => forward(pid),
+        }
+    };
+    Ok(match (refused, status.success()) {
+        (Some(message), _) => End::Refused(message),
+        (None, true) => End::Clean,
+        (None, false) => End::Died(status.to_string()),
+    })
+}
+
+fn forward(pid: Option<rustix::process::Pid>) {
+    if let Some(pid) = pid
+        && let Err(err) = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+    {
+        tracing::debug!("pass the signal on: {err}");
+    }
+}
+
+fn detach_all(mounted: &[(PathBuf, String)]) {
+    for (path, device) in mounted {
+        match is_on_top(path, device) {
+            Ok(false) => {}
+            Ok(true) => match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                Ok(()) => tracing::warn!("detached the dead mount {}", path.display()),
+                Err(err) => tracing::error!("detach the dead mount {}: {err}; run: umount -l {}", path.display(), path.display()),
+            },
+            Err(err) => tracing::error!("read /proc/self/mountinfo: {err}; if {} hangs, run: umount -l {}", path.display(), path.display()),
+        }
+    }
+}
+
+/// Whether the topmost mount at `path` is ours with that device.
+fn is_on_top(path: &Path, device: &str) -> std::io::Result<bool> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(top_mount(&table, path).is_some_and(|(found, kind)| found == device.as_bytes() && kind == b"fuse.poolfs"))
+}
+
+/// The device and the file system type of the last mount at `path` in a mountinfo table (proc_pid_mountinfo(5)).
+fn top_mount<'table>(table: &'table [u8], path: &Path) -> Option<(&'table [u8], &'table [u8])> {
+    table.split(|&byte| byte == b'\n').rev().find_map(|line| {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let device = fields.nth(2)?;
+        let point = fields.nth(1)?;
+        (unescape(point) == path.as_os_str().as_bytes()).then_some(())?;
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        Some((device, kind))
+    })
+}
+
+/// Undoes the kernel's octal quoting of space, tab, newline and backslash.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = tail
+            .get(..3)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Detaching the wrong mount would take away a file system that is none of ours.
+    #[test]
+    fn the_topmost_mount_is_found() {
+        let table = b"21 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            30 21 0:44 / /a\\040b rw,nosuid shared:1 master:2 - fuse.poolfs poolfs rw\n\
+            31 30 0:45 / /a\\040b rw - tmpfs none rw\n\
+            32 21 0:46 / /c rw - fuse.poolfs poolfs rw\n";
+        assert_eq!(top_mount(table, Path::new("/a b")), Some((&b"0:45"[..], &b"tmpfs"[..])));
+        assert_eq!(top_mount(table, Path::new("/c")), Some((&b"0:46"[..], &b"fuse.poolfs"[..])));
+        assert_eq!(top_mount(table, Path::new("/d")), None);
+        assert_eq!(unescape(b"\\134040\\9\\04"), b"\\040\\9\\04");
+    }
+
+    /// The two processes may be of different builds during an upgrade: the wire form is fixed.
+    #[test]
+    fn reports_are_golden() {
+        let check = |report: Report, want: &str| {
+            assert_eq!(serde_json::to_string(&report).expect("plain"), want);
+            assert_eq!(serde_json::from_str::<Report>(want).expect("own form"), report);
+        };
+        check(Report::Mounted { path: "/x".into(), device: "0:44".into() }, r#"{"mounted":{"path":"/x","device":"0:44"}}"#);
+        check(Report::Ready, r#""ready""#);
+        check(Report::Refused { message: "no".into() }, r#"{"refused":{"message":"no"}}"#);
+    }
+}
