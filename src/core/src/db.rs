@@ -66,8 +66,15 @@ pub struct Db {
 }
 
 impl Db {
-    /// Opens or creates the database at `path`, checks its integrity and brings its schema up to date.
+    /// Opens or creates `poolfs.db` at `path`, checks its integrity and brings its schema up to date.
     pub fn open(path: &Path) -> Result<Self, DbError> {
+        Self::open_with(path, MIGRATIONS)
+    }
+
+    /// Opens or creates a database with a schema of its own: the network side keeps its own file this way.
+    ///
+    /// Entry `index` of `migrations` brings the schema from version `index` to `index + 1`.
+    pub fn open_with(path: &Path, migrations: &[&str]) -> Result<Self, DbError> {
         let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
             Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
                 DbError::Corrupt { path: path.to_owned(), what: source.to_string() }
@@ -81,7 +88,7 @@ impl Db {
         if verdict != "ok" {
             return Err(DbError::Corrupt { path: path.to_owned(), what: verdict });
         }
-        migrate(&mut writer, path)?;
+        migrate(&mut writer, path, migrations)?;
         Ok(Self { path: path.to_owned(), writer: Mutex::new(writer), readers: Mutex::new(Vec::new()) })
     }
 
@@ -145,13 +152,13 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn migrate(writer: &mut Connection, path: &Path) -> Result<(), DbError> {
+fn migrate(writer: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(), DbError> {
     let found: u32 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let found = found as usize;
-    if found > MIGRATIONS.len() {
-        return Err(DbError::FromTheFuture { path: path.to_owned(), found, known: MIGRATIONS.len() });
+    if found > migrations.len() {
+        return Err(DbError::FromTheFuture { path: path.to_owned(), found, known: migrations.len() });
     }
-    for (index, sql) in MIGRATIONS.iter().enumerate().skip(found) {
+    for (index, sql) in migrations.iter().enumerate().skip(found) {
         let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(sql)?;
         transaction.pragma_update(None, "user_version", u32::try_from(index + 1).expect("few migrations"))?;
