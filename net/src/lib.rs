@@ -1,1 +1,3 @@
-//! x
+//! The network side of poolfs.
+
+pub mod netdb;
