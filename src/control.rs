@@ -3,6 +3,8 @@
 //! A Unix stream socket of mode 0600. The client sends one [`Request`] as a line of JSON; the daemon answers with lines of
 //! JSON, each a [`Reply`], the last of which is `Done` or `Failed`, and closes.
 
+pub mod server;
+
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
 use serde::{Deserialize, Serialize};
