@@ -396,6 +396,19 @@ mod tests {
         assert_eq!(config.net.network, Network::Private);
     }
 
+    /// What the README shows as the defaults is copied by people: it must parse and be the defaults, and name every key.
+    #[test]
+    fn the_readme_shows_the_defaults() {
+        let readme = include_str!("../README.md");
+        let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("the README has a TOML block");
+        let shown = Config::parse(text).expect("the README's configuration is right");
+        assert_eq!(format!("{shown:?}"), format!("{:?}", Config::default()));
+        for (section, keys) in KEYS {
+            let keys = keys.iter().filter(|key| !(*section == "mount" && **key == "options"));
+            keys.for_each(|key| assert!(text.contains(&format!("{key} = ")), "{section}.{key}"));
+        }
+    }
+
     /// The table of keys and the types must name the same keys: a key in one alone is either refused or never checked.
     #[test]
     fn every_known_key_is_accepted() {
