@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -113,10 +112,7 @@ fn up(served: Served, foreground: bool) -> Result<ExitCode> {
         command.arg("--config").arg(path.canonicalize().with_context(|| format!("find configuration {}", path.display()))?);
     }
     command.arg("--foreground").env(TELL, "1").current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    // SAFETY: setsid is async-signal-safe and touches no memory of the parent.
-    unsafe {
-        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into));
-    }
+    crate::sys::new_session(&mut command);
     let mut child = command.spawn().context("start the daemon")?;
     let reports = BufReader::new(child.stdout.take().context("the daemon has no output")?);
     for line in reports.lines() {

@@ -8,6 +8,7 @@ mod control;
 mod daemon;
 mod show;
 mod supervise;
+mod sys;
 
 use clap::Parser;
 use std::process::ExitCode;

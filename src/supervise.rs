@@ -79,7 +79,7 @@ pub struct Served {
 impl Served {
     fn command(&self) -> Result<Command> {
         let program = std::env::current_exe().context("find the poolfs program")?;
-        let mut command = Command::new(program);
+        let mut command = std::process::Command::new(program);
         command.arg("serve");
         if let Some(config) = &self.common.config {
             command.arg("--config").arg(config);
@@ -87,16 +87,10 @@ impl Served {
         if let Some((role, dir, options)) = &self.only {
             command.arg("--only").arg(role.as_str()).arg(dir).arg(options.join(","));
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(false);
-        // The serving process ends with its parent, cleanly: nobody else would detach its mounts if it died later.
-        // SAFETY: prctl with PR_SET_PDEATHSIG is async-signal-safe and touches no memory of the parent.
-        unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
-        }
-        Ok(command)
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        // Cleanly, when its parent ends: nobody else would detach its mounts if it died later.
+        crate::sys::end_with_parent(&mut command);
+        Ok(Command::from(command))
     }
 }
 

@@ -1,0 +1,23 @@
+//! The calls between fork and exec: the only `unsafe` of the binary.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Lets the child get SIGTERM when its parent dies (prctl(2), `PR_SET_PDEATHSIG`).
+pub fn end_with_parent(command: &mut Command) {
+    // SAFETY: prctl is async-signal-safe, takes plain numbers and touches no memory of the parent.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}
+
+/// Puts the child into a session of its own, so that the terminal's signals do not reach it (setsid(2)).
+pub fn new_session(command: &mut Command) {
+    // SAFETY: setsid is async-signal-safe, takes nothing and touches no memory of the parent.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into));
+    }
+}
