@@ -1,3 +1,4 @@
 //! The network side of poolfs.
 
+pub mod krpc;
 pub mod netdb;
