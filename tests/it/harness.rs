@@ -1,0 +1,23 @@
+//! What every end-to-end test stands on.
+#![allow(dead_code, reason = "parts that the tests of the mounts use")]
+
+pub(crate) mod mirror;
+pub(crate) mod mounts;
+pub(crate) mod process;
+pub(crate) mod repo;
+pub(crate) mod report;
+pub(crate) mod sys;
+pub(crate) mod trixie;
+
+pub(crate) mod machine;
+
+pub(crate) use machine::{Apt, Machine, Options, Sources, workspace};
+pub(crate) use mirror::{Client, Fault, Mirror};
+pub(crate) use repo::{Package, Repo};
+pub(crate) use report::report;
+
+use std::time::Duration;
+
+/// How long anything may take before the test that waits for it fails. Nothing is measured against it: it only turns a
+/// hang into a message, on a machine however busy.
+pub(crate) const LIMIT: Duration = Duration::from_secs(240);

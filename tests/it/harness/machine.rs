@@ -1,0 +1,447 @@
+//! A private apt world with a poolfs of its own.
+
+use super::mounts;
+use super::process::{Finished, await_exit, run, with_argument};
+use super::{LIMIT, Mirror, Repo, trixie};
+use rustix::mount::{MountFlags, mount, mount_bind};
+use rustix::process::{Pid, Signal};
+use serde::Deserialize;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// Which apt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Apt {
+    /// The machine's own, in private directories.
+    Own,
+    /// apt 3.0 in a root of its own.
+    Trixie,
+}
+
+/// Where packages come from.
+#[derive(Debug)]
+pub(crate) enum Sources<'a> {
+    /// A repository of the test behind a mirror of the test.
+    Local(&'a Repo, &'a Mirror),
+    /// The Debian mirror that the machine's own apt uses; trixie's in a trixie root.
+    Debian,
+}
+
+/// How a machine is made.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) apt: Apt,
+    /// Lines for apt's configuration.
+    pub(crate) apt_conf: String,
+    /// Lines for poolfs's configuration, after the sections that the harness writes.
+    pub(crate) poolfs_toml: String,
+    /// Quota of `objects/`.
+    pub(crate) quota: &'static str,
+    /// Packages of the machine's own dpkg status that count as installed; empty: none. Only for [`Apt::Own`].
+    pub(crate) copy_status_without: Option<&'static [&'static str]>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { apt: Apt::Own, apt_conf: String::new(), poolfs_toml: String::new(), quota: "1 GiB", copy_status_without: None }
+    }
+}
+
+/// One mount as `poolfs status --json` tells it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct MountStatus {
+    pub(crate) role: String,
+    pub(crate) path: PathBuf,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    pub(crate) announced: u64,
+    pub(crate) available: u64,
+    pub(crate) local_only: u64,
+    pub(crate) withheld: u64,
+    pub(crate) damaged: u64,
+    pub(crate) ghosts_opened: u64,
+    #[serde(default)]
+    pub(crate) blocks_bad: u64,
+    #[serde(default)]
+    pub(crate) blocks_mended: u64,
+}
+
+/// Bytes by source.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct SourceBytes {
+    pub(crate) mirror: u64,
+    pub(crate) peer: u64,
+    pub(crate) delta: u64,
+}
+
+/// `poolfs status --json`.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) pid: u32,
+    pub(crate) mounts: Vec<MountStatus>,
+    pub(crate) bytes: SourceBytes,
+    pub(crate) downloads: Vec<serde_json::Value>,
+    pub(crate) catalog_entries: u64,
+    pub(crate) hashed: u64,
+    #[serde(default)]
+    pub(crate) problems: Vec<String>,
+}
+
+impl Status {
+    #[track_caller]
+    pub(crate) fn of(&self, role: &str) -> &MountStatus {
+        self.mounts.iter().find(|mount| mount.role == role).unwrap_or_else(|| panic!("no mount {role} in {self:#?}"))
+    }
+
+    pub(crate) fn archives(&self) -> &MountStatus {
+        self.of("archives")
+    }
+
+    pub(crate) fn lists(&self) -> &MountStatus {
+        self.of("lists")
+    }
+}
+
+/// A machine: apt's directories below `root`, poolfs's configuration and own directories, all in one temporary directory
+/// and one mount namespace. Dropping it, also by a panic, ends its processes and removes everything.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    directory: TempDir,
+    root: PathBuf,
+    apt: Apt,
+}
+
+impl Machine {
+    /// Puts the calling thread into a mount namespace of its own and lays the directories out. Nothing is mounted by poolfs yet.
+    pub(crate) fn new(sources: &Sources<'_>, options: &Options) -> Self {
+        mounts::enter_namespace();
+        let directory = workspace();
+        let root = directory.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let machine = Self { directory, root, apt: options.apt };
+        match options.apt {
+            Apt::Own => machine.lay_out_own(options),
+            Apt::Trixie => machine.lay_out_trixie(),
+        }
+        machine.write_sources(sources);
+        let conf = machine.apt_conf(options);
+        fs::write(machine.apt_conf_path(), conf).unwrap();
+        if options.apt == Apt::Trixie {
+            // The same settings for apt inside, without the directories, which are its own there.
+            let inside: String = fs::read_to_string(machine.apt_conf_path())
+                .unwrap()
+                .lines()
+                .filter(|line| !line.starts_with("Dir"))
+                .fold(String::new(), |text, line| text + line + "\n");
+            fs::write(machine.root.join("etc/apt/apt.conf.d/90test"), inside).unwrap();
+        }
+        fs::create_dir_all(machine.cache_dir()).unwrap();
+        machine.write_config(options);
+        machine
+    }
+
+    fn lay_out_own(&self, options: &Options) {
+        let directories = [
+            "etc/apt/apt.conf.d",
+            "etc/apt/preferences.d",
+            "etc/apt/sources.list.d",
+            "etc/apt/trusted.gpg.d",
+            "var/lib/apt/lists/partial",
+            "var/cache/apt/archives/partial",
+            "var/log/apt",
+            "var/lib/dpkg/info",
+            "var/lib/dpkg/updates",
+            "var/lib/dpkg/triggers",
+        ];
+        for name in directories {
+            fs::create_dir_all(self.root.join(name)).unwrap();
+        }
+        let status = match options.copy_status_without {
+            None => String::new(),
+            Some(without) => {
+                let all = fs::read("/var/lib/dpkg/status").unwrap();
+                let all = String::from_utf8_lossy(&all);
+                let stays = |stanza: &&str| !without.iter().any(|name| stanza.starts_with(&format!("Package: {name}\n")));
+                all.split("\n\n").filter(stays).fold(String::new(), |text, stanza| text + stanza + "\n\n")
+            }
+        };
+        fs::write(self.root.join("var/lib/dpkg/status"), status).unwrap();
+        fs::write(self.root.join("var/lib/dpkg/available"), "").unwrap();
+    }
+
+    fn lay_out_trixie(&self) {
+        let lower = trixie::root();
+        let (upper, work) = (self.directory.path().join("upper"), self.directory.path().join("work"));
+        fs::create_dir(&upper).unwrap();
+        fs::create_dir(&work).unwrap();
+        let data = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        let data = std::ffi::CString::new(data).unwrap();
+        mount("overlay", &self.root, "overlay", MountFlags::empty(), Some(data.as_c_str())).unwrap();
+        mount("proc", self.root.join("proc"), "proc", MountFlags::empty(), None).unwrap();
+        mount_bind("/dev", self.root.join("dev")).unwrap();
+        for name in ["etc/resolv.conf", "etc/hosts"] {
+            fs::copy(Path::new("/").join(name), self.root.join(name)).unwrap();
+        }
+        for name in ["var/lib/apt/lists/partial", "var/cache/apt/archives/partial"] {
+            fs::create_dir_all(self.root.join(name)).unwrap();
+        }
+    }
+
+    fn write_sources(&self, sources: &Sources<'_>) {
+        let parts = self.root.join("etc/apt/sources.list.d");
+        let _ = fs::remove_file(self.root.join("etc/apt/sources.list"));
+        for old in fs::read_dir(&parts).unwrap() {
+            fs::remove_file(old.unwrap().path()).unwrap();
+        }
+        match sources {
+            Sources::Local(repo, mirror) => {
+                let key = self.root.join("etc/apt/test-key.gpg");
+                fs::copy(repo.key(), &key).unwrap();
+                let seen_by_apt = if self.apt == Apt::Trixie { PathBuf::from("/etc/apt/test-key.gpg") } else { key };
+                let stanza = format!(
+                    "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\nSigned-By: {}\n",
+                    mirror.url(),
+                    super::repo::SUITE,
+                    seen_by_apt.display()
+                );
+                fs::write(parts.join("test.sources"), stanza).unwrap();
+            }
+            Sources::Debian if self.apt == Apt::Own => {
+                let (name, text) = trixie::debian_sources();
+                // A classic list is only read from the place of its name.
+                let name = if name == "sources.list" { "debian.list" } else { name };
+                fs::write(parts.join(name), text).unwrap();
+            }
+            Sources::Debian => {
+                let stanza = format!(
+                    "Types: deb\nURIs: {}\nSuites: trixie\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
+                    trixie::debian_mirror()
+                );
+                fs::write(parts.join("debian.sources"), stanza).unwrap();
+            }
+        }
+    }
+
+    fn apt_conf(&self, options: &Options) -> String {
+        let root = self.root.display();
+        let mut conf = format!("Dir \"{root}/\";\nDir::State::status \"{root}/var/lib/dpkg/status\";\n");
+        // The machine's way to its mirror, nothing else of its configuration.
+        let dump = run(Command::new("apt-config").arg("dump").env("LC_ALL", "C")).ok().out;
+        let kept = ["Acquire::http::", "Acquire::https::", "Acquire::Check-", "Acquire::ForceIPv"];
+        for line in dump.lines().filter(|line| kept.iter().any(|prefix| line.starts_with(prefix))) {
+            writeln!(conf, "{line}").unwrap();
+        }
+        conf.push_str("Acquire::http::Proxy::127.0.0.1 \"DIRECT\";\nAcquire::Languages \"none\";\nDebug::Acquire::http \"true\";\n");
+        if self.apt == Apt::Own {
+            writeln!(conf, "DPkg::Options {{ \"--root={root}\"; \"--log=/dev/null\"; }};").unwrap();
+        }
+        conf.push_str(&options.apt_conf);
+        conf
+    }
+
+    fn write_config(&self, options: &Options) {
+        let toml = format!(
+            "[[mount]]\nrole = \"archives\"\npath = {archives:?}\n\n[[mount]]\nrole = \"lists\"\npath = {lists:?}\n\n\
+             [store]\nstate_dir = {state:?}\ncache_dir = {cache:?}\nquota = {quota:?}\n\n[control]\nsocket = {socket:?}\n\n\
+             [apt]\nsources = [{sources:?}]\nconfig = {conf:?}\n\n[net]\nlisten = \"127.0.0.1:0\"\ndiscovery = false\n{more}",
+            archives = self.archives(),
+            lists = self.lists(),
+            state = self.state_dir(),
+            cache = self.cache_dir(),
+            quota = options.quota,
+            socket = self.socket(),
+            sources = self.root.join("etc/apt/sources.list.d"),
+            conf = self.apt_conf_path(),
+            more = options.poolfs_toml,
+        );
+        fs::write(self.config(), toml).unwrap();
+    }
+
+    // --- places
+
+    /// What apt sees as `/` of its directories.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A directory of this machine that no part of it uses.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        let path = self.directory.path().join("scratch");
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    pub(crate) fn archives(&self) -> PathBuf {
+        self.root.join("var/cache/apt/archives")
+    }
+
+    pub(crate) fn lists(&self) -> PathBuf {
+        self.root.join("var/lib/apt/lists")
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.directory.path().join("poolfs.toml")
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("poolfs/state")
+    }
+
+    /// On the file system of the covered directories.
+    pub(crate) fn cache_dir(&self) -> PathBuf {
+        self.root.join("var/cache/poolfs")
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("poolfs/run/control.sock")
+    }
+
+    pub(crate) fn apt_conf_path(&self) -> PathBuf {
+        self.directory.path().join("apt.conf")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.state_dir().join("poolfs.log")).unwrap_or_default()
+    }
+
+    // --- poolfs
+
+    /// `poolfs COMMAND --config FILE ARGUMENTS`, not started.
+    pub(crate) fn poolfs_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_poolfs"));
+        let (first, rest) = arguments.split_first().expect("a command");
+        command.arg(first).arg("--config").arg(self.config()).args(rest);
+        command
+    }
+
+    pub(crate) fn poolfs(&self, arguments: &[&str]) -> Finished {
+        run(&mut self.poolfs_command(arguments))
+    }
+
+    /// Mounts both directories; they are mounted when it returns.
+    #[track_caller]
+    pub(crate) fn up(&self) {
+        self.poolfs(&["up"]).ok();
+        self.assert_mounted();
+    }
+
+    #[track_caller]
+    pub(crate) fn down(&self) {
+        self.poolfs(&["down"]).ok();
+        for path in [self.archives(), self.lists()] {
+            assert_eq!(mounts::at(&path).len(), 0, "{} is still mounted after `poolfs down`", path.display());
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_mounted(&self) {
+        for path in [self.archives(), self.lists()] {
+            let found = mounts::at(&path);
+            assert!(found.len() == 1 && found[0].is_fuse(), "{} should have one FUSE mount: {found:?}", path.display());
+        }
+    }
+
+    /// Waits until both directories are mounted by a process other than `old`, which has ended.
+    #[track_caller]
+    pub(crate) fn await_mounted_again(&self, old: u32) {
+        // A dead mount looks like a live one in the table: first its end, then the next beginning.
+        await_end(old);
+        let runtime = self.socket().parent().unwrap().to_owned();
+        mounts::await_change("mounted again", &[&runtime], || {
+            [self.archives(), self.lists()].iter().all(|path| mounts::at(path).last().is_some_and(mounts::Mount::is_fuse))
+                && self.pid_if_answering().is_some_and(|pid| pid != old)
+        });
+        self.assert_mounted();
+    }
+
+    fn pid_if_answering(&self) -> Option<u32> {
+        let finished = self.poolfs(&["status", "--json"]);
+        finished.status.success().then(|| serde_json::from_str::<Status>(&finished.out).unwrap().pid)
+    }
+
+    #[track_caller]
+    pub(crate) fn status(&self) -> Status {
+        let finished = self.poolfs(&["status", "--json"]).ok();
+        serde_json::from_str(&finished.out).unwrap_or_else(|error| panic!("{error}: {finished}"))
+    }
+
+    // --- apt
+
+    /// A program as it runs on this machine: with the private apt configuration, in the root of its own if it has one.
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S]) -> Command {
+        let mut command = match self.apt {
+            Apt::Own => Command::new(program),
+            Apt::Trixie => Command::new("chroot"),
+        };
+        match self.apt {
+            Apt::Own => command.env("APT_CONFIG", self.apt_conf_path()),
+            Apt::Trixie => command.arg(&self.root).arg(program).env_remove("APT_CONFIG"),
+        };
+        command.args(arguments).env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive").env("HOME", "/root");
+        command.current_dir("/");
+        command
+    }
+
+    pub(crate) fn apt_get(&self, arguments: &[&str]) -> Finished {
+        run(&mut self.command("apt-get", arguments))
+    }
+
+    /// `apt-get update`, which must work.
+    #[track_caller]
+    pub(crate) fn update(&self) -> Finished {
+        let finished = self.apt_get(&["update"]).ok();
+        assert!(!finished.err.contains("\nW: ") && !finished.err.contains("\nE: "), "warnings: {finished}");
+        finished
+    }
+
+    /// A path as programs of this machine see it.
+    pub(crate) fn inside(&self, path: &Path) -> PathBuf {
+        match self.apt {
+            Apt::Own => path.to_owned(),
+            Apt::Trixie => Path::new("/").join(path.strip_prefix(&self.root).unwrap()),
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = log.len().saturating_sub(16 * 1024);
+            eprintln!("--- log of poolfs\n{}", log.get(tail..).unwrap_or(&log));
+        }
+        // Everything that this machine started names its directory on its command line: the daemon, its parent, apt's methods do not,
+        // but end with apt.
+        let ours = self.directory.path().to_string_lossy().into_owned();
+        let remaining = with_argument(&ours);
+        for pid in &remaining {
+            let _ = rustix::process::kill_process(*pid, Signal::KILL);
+        }
+        // A process inside a request of a mount ends when the mount's end is gone, so the mounts go before the wait.
+        mounts::detach_below(self.directory.path());
+        for pid in remaining {
+            if !await_exit(pid, LIMIT) {
+                eprintln!("process {pid:?} does not end");
+            }
+        }
+    }
+}
+
+/// Waits for the end of a process that is not a child.
+#[track_caller]
+pub(crate) fn await_end(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).unwrap();
+    assert!(await_exit(pid, LIMIT), "process {pid:?} has not ended");
+}
+
+/// A temporary directory on the disk, which apt's unprivileged user can enter.
+pub(crate) fn workspace() -> TempDir {
+    let directory = tempfile::Builder::new().prefix("poolfs-it-").tempdir_in("/var/tmp").unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    directory
+}

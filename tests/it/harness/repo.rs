@@ -1,0 +1,223 @@
+//! A signed Debian repository, made in the test: packages of given sizes, indexes in the forms that apt asks for.
+
+use super::process::run;
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A package to build. The bytes of its one big file come from its name and version, so they are the same at each run
+/// and do not compress.
+#[derive(Clone, Debug)]
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) architecture: String,
+    pub(crate) depends: Option<String>,
+    pub(crate) payload_bytes: usize,
+}
+
+impl Package {
+    pub(crate) fn new(name: &str, version: &str, payload_bytes: usize) -> Self {
+        Self { name: name.into(), version: version.into(), architecture: "all".into(), depends: None, payload_bytes }
+    }
+
+    pub(crate) fn depends(mut self, on: &str) -> Self {
+        self.depends = Some(on.into());
+        self
+    }
+
+    /// Its name in `archives/`, for the names and versions that tests use (`:` of an epoch is the one quoted byte).
+    pub(crate) fn archive_name(&self) -> String {
+        format!("{}_{}_{}.deb", self.name, self.version.replace(':', "%3a"), self.architecture)
+    }
+}
+
+/// A package that is in the repository.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    pub(crate) package: Package,
+    /// Below the repository's root, as the index says it.
+    pub(crate) filename: String,
+    pub(crate) bytes: Vec<u8>,
+    /// SHA-256, lower-case hex.
+    pub(crate) digest: String,
+    control: String,
+}
+
+impl Published {
+    pub(crate) fn archive_name(&self) -> String {
+        self.package.archive_name()
+    }
+
+    fn stanza(&self) -> String {
+        format!("{}Filename: {}\nSize: {}\nSHA256: {}\n", self.control, self.filename, self.bytes.len(), self.digest)
+    }
+}
+
+/// A repository with one suite `stable` and one component `main`, at `root`.
+#[derive(Debug)]
+pub(crate) struct Repo {
+    root: PathBuf,
+    gnupg: PathBuf,
+    work: PathBuf,
+    packages: Vec<Published>,
+    /// Counts the Release files: each one is dated a minute after the one before, from a fixed date.
+    releases: u64,
+}
+
+/// The suite of every test repository.
+pub(crate) const SUITE: &str = "stable";
+
+impl Repo {
+    /// An empty repository below `directory` (absolute), with a key of its own. Call [`Repo::publish`] to make the indexes.
+    pub(crate) fn new(directory: &Path) -> Self {
+        let (root, gnupg, work) = (directory.join("repo"), directory.join("gnupg"), directory.join("build"));
+        for path in [&root, &gnupg, &work] {
+            fs::create_dir_all(path).unwrap();
+        }
+        let repo = Self { root, gnupg, work, packages: Vec::new(), releases: 0 };
+        run(Command::new("chmod").arg("0700").arg(&repo.gnupg)).ok();
+        let arguments = [
+            "--pinentry-mode",
+            "loopback",
+            "--passphrase",
+            "",
+            "--quick-generate-key",
+            "poolfs test <test@example.invalid>",
+            "ed25519",
+            "sign",
+            "never",
+        ];
+        run(repo.gpg().args(arguments)).ok();
+        run(repo.gpg().arg("--export").arg("-o").arg(repo.key()).arg("poolfs test")).ok();
+        repo
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The public key, binary, for `Signed-By`.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.root.with_file_name("key.gpg")
+    }
+
+    fn gpg(&self) -> Command {
+        let mut command = Command::new("gpg");
+        command.arg("--homedir").arg(&self.gnupg).args(["--batch", "--yes", "--quiet", "--no-tty"]);
+        command
+    }
+
+    /// Builds the package and puts it into the pool; it is named by the next [`Repo::publish`].
+    pub(crate) fn add(&mut self, package: Package) -> Published {
+        let tree = self.work.join(format!("{}_{}", package.name, package.version.replace(':', "%3a")));
+        fs::create_dir_all(tree.join("DEBIAN")).unwrap();
+        fs::create_dir_all(tree.join("usr/share").join(&package.name)).unwrap();
+        let payload = noise(&format!("{} {}", package.name, package.version), package.payload_bytes);
+        fs::write(tree.join("usr/share").join(&package.name).join("payload"), payload).unwrap();
+        let mut control = format!(
+            "Package: {}\nVersion: {}\nArchitecture: {}\nMaintainer: poolfs test <test@example.invalid>\n",
+            package.name, package.version, package.architecture
+        );
+        if let Some(depends) = &package.depends {
+            writeln!(control, "Depends: {depends}").unwrap();
+        }
+        control.push_str("Section: misc\nPriority: optional\nDescription: a package of a test\n");
+        fs::write(tree.join("DEBIAN/control"), &control).unwrap();
+        let directory = format!("pool/main/{}", package.name);
+        fs::create_dir_all(self.root.join(&directory)).unwrap();
+        // A pool's file names have no epoch.
+        let plain_version = package.version.split_once(':').map_or(package.version.as_str(), |(_, rest)| rest);
+        let filename = format!("{directory}/{}_{plain_version}_{}.deb", package.name, package.architecture);
+        let mut build = Command::new("dpkg-deb");
+        build.args(["-Znone", "--root-owner-group", "--build"]).arg(&tree).arg(self.root.join(&filename));
+        run(build.env("SOURCE_DATE_EPOCH", "1700000000")).ok();
+        fs::remove_dir_all(&tree).unwrap();
+        let bytes = fs::read(self.root.join(&filename)).unwrap();
+        let published = Published { digest: hex(&Sha256::digest(&bytes)), package, filename, bytes, control };
+        self.packages.push(published.clone());
+        published
+    }
+
+    /// Takes every version of `name` out of the next index; the files stay in the pool.
+    pub(crate) fn withdraw(&mut self, name: &str) {
+        self.packages.retain(|published| published.package.name != name);
+    }
+
+    /// Writes `Packages` (plain, .gz, .xz), the by-hash copies, `Release` and the signed `InRelease`.
+    pub(crate) fn publish(&mut self) {
+        let stanzas: Vec<String> = self.packages.iter().map(Published::stanza).collect();
+        self.publish_index(stanzas.join("\n").as_bytes());
+    }
+
+    /// As [`Repo::publish`], with these bytes as `Packages`, well formed or not.
+    pub(crate) fn publish_index(&mut self, packages: &[u8]) {
+        let suite = self.root.join("dists").join(SUITE);
+        let mut sums = BTreeMap::new();
+        for architecture in ["amd64", "all"] {
+            let directory = format!("main/binary-{architecture}");
+            let place = suite.join(&directory);
+            fs::create_dir_all(place.join("by-hash/SHA256")).unwrap();
+            // Packages of architecture all are in each architecture's index, as in Debian.
+            let bytes = if architecture == "amd64" { packages } else { b"".as_slice() };
+            fs::write(place.join("Packages"), bytes).unwrap();
+            run(Command::new("gzip").args(["-9nkf"]).arg(place.join("Packages"))).ok();
+            run(Command::new("xz").args(["-0kf"]).arg(place.join("Packages"))).ok();
+            for name in ["Packages", "Packages.gz", "Packages.xz"] {
+                let bytes = fs::read(place.join(name)).unwrap();
+                let digest = hex(&Sha256::digest(&bytes));
+                fs::write(place.join("by-hash/SHA256").join(&digest), &bytes).unwrap();
+                sums.insert(format!("{directory}/{name}"), (digest, bytes.len()));
+            }
+        }
+        let date = 1_700_000_000 + self.releases * 60;
+        self.releases += 1;
+        let date = run(Command::new("date").args(["-u", "-R", "-d"]).arg(format!("@{date}")).env("LC_ALL", "C")).ok().out;
+        let mut release = format!(
+            "Origin: test\nLabel: test\nSuite: {SUITE}\nCodename: {SUITE}\nDate: {}\nAcquire-By-Hash: yes\nArchitectures: all amd64\nComponents: main\nSHA256:\n",
+            date.trim().replace("+0000", "UTC")
+        );
+        for (name, (digest, bytes)) in &sums {
+            writeln!(release, " {digest} {bytes} {name}").unwrap();
+        }
+        fs::write(suite.join("Release"), release).unwrap();
+        run(self.gpg().arg("--clearsign").arg("-o").arg(suite.join("InRelease")).arg(suite.join("Release"))).ok();
+    }
+
+    /// Where a package's bytes are in the pool, to be changed by tests of a mirror gone bad.
+    pub(crate) fn pool_path(&self, published: &Published) -> PathBuf {
+        self.root.join(&published.filename)
+    }
+}
+
+impl Drop for Repo {
+    fn drop(&mut self) {
+        // gpg starts an agent that would outlive the directory.
+        let _ = Command::new("gpgconf").arg("--homedir").arg(&self.gnupg).args(["--kill", "all"]).status();
+    }
+}
+
+/// Bytes that look random and depend on `seed` alone (xorshift64* over FNV-1a).
+pub(crate) fn noise(seed: &str, bytes: usize) -> Vec<u8> {
+    let mut state = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)) | 1;
+    let mut out = Vec::with_capacity(bytes + 8);
+    while out.len() < bytes {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        out.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    out.truncate(bytes);
+    out
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
