@@ -1,4 +1,5 @@
 //! The network side of poolfs.
 
+pub mod discovery;
 pub mod krpc;
 pub mod netdb;
