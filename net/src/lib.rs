@@ -1,5 +1,9 @@
-//! The network side of poolfs.
+//! The network side of poolfs: it delivers pieces and knows no FUSE.
+//!
+//! **Must not know:** the FUSE crate, and where on disk a file lies. It hands over pieces in sealed memfds and believes
+//! nothing of them; who asked computes the digest and says what the bytes were.
 
 pub mod discovery;
 pub mod krpc;
+pub mod mirror;
 pub mod netdb;
