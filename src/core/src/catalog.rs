@@ -1,9 +1,68 @@
-//! The catalog.
+//! The catalog: what apt's lists say exists, by archive name and by digest.
+//!
+//! It is read from the lists that apt committed to `lists/`, so apt has checked every signature. It lives in SQLite: a
+//! restart parses nothing again, and a lookup costs a few reads of pages, so nothing big is held in memory.
+//! [`Catalog::refresh`] reads again what changed. A list's rows are written in short transactions, so that
+//! other writers never wait long, and become visible all at once when its row in `lists` names them; what a crash leaves behind
+//! belongs to no list, is invisible, and is removed at the next start.
+//!
+//! Where a file lies is not stored but made from the sources as they are configured now, so that no password of a
+//! source gets into the database.
+//!
+//! **Never a guess:** an archive name that lists give different digests for is found by [`Catalog::candidates`] only. apt
+//! takes the bytes of the version that its pins and the order of sources prefer, which is not decided here.
 
+pub mod apt_config;
+pub mod forms;
+pub mod names;
+pub mod packages;
+mod refresh;
+pub mod release;
+pub mod sources;
+
+pub use apt_config::AptConfig;
+pub use refresh::{Refreshed, Vanished};
+
+use crate::{Db, DbError, Digest};
+use apt_config::ListTarget;
+use parking_lot::{Mutex, RwLock};
+use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Rows of one name or digest that are looked at: the same package in so many lists.
+const ROWS_MAX: u32 = 256;
+
+/// What can stop the catalog as a whole. A bad list never does: it is a problem in [`Refreshed`].
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// apt's configuration cannot be read.
+    #[error("read apt's configuration: {why}; `apt-config dump` must work")]
+    AptConfig {
+        /// What went wrong.
+        why: String,
+    },
+    /// The lists directory cannot be read.
+    #[error("read the lists directory: {0}")]
+    Lists(std::io::Error),
+}
+
+impl From<rusqlite::Error> for CatalogError {
+    fn from(source: rusqlite::Error) -> Self {
+        Self::Db(DbError::Sql(source))
+    }
+}
 
 /// One URL of a file on a mirror.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// The URL may hold a password: log its `Debug`, which leaves it out, never the field.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MirrorUrl {
     /// `http:` or `https:`.
     pub url: String,
@@ -13,4 +72,204 @@ pub struct MirrorUrl {
     pub immutable: bool,
     /// Whether the repository needs credentials or is configured as private: it is asked of its mirror alone, never of peers.
     pub private: bool,
+}
+
+impl fmt::Debug for MirrorUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = names::Uri::parse(&self.url);
+        let proxy = self.proxy.as_deref().map(names::Uri::parse);
+        let Self { immutable, private, .. } = self;
+        write!(f, "{url} (proxy {proxy:?}, immutable {immutable}, private {private})")
+    }
+}
+
+/// A file that the lists name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name in `archives/`; for a file of a source package the last part of its path.
+    pub name: String,
+    /// SHA-256 of its bytes.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Date of the Release that names it, seconds since 1970; 0 if there is no Release.
+    pub date: i64,
+    /// Where it lies, in the order of the sources. Empty if no configured source has it any more.
+    pub urls: Vec<MirrorUrl>,
+    /// Package name.
+    pub package: String,
+    /// Package version.
+    pub version: String,
+    /// Whether any of the repositories that have it is private: then it never leaves this machine.
+    pub private: bool,
+}
+
+/// The catalog. Shared by reference between threads; lookups never wait for a refresh.
+#[derive(Debug)]
+pub struct Catalog {
+    db: Arc<Db>,
+    configured: RwLock<Arc<Configured>>,
+    /// Held for a whole refresh; taken before the database's writer.
+    refreshing: Mutex<()>,
+    entries: AtomicU64,
+}
+
+/// The configuration and what follows from it.
+#[derive(Debug)]
+struct Configured {
+    apt: AptConfig,
+    targets: Vec<ListTarget>,
+    /// Index into `targets` and the proxy, by the list's name.
+    by_list: HashMap<String, (usize, Option<String>)>,
+}
+
+impl Configured {
+    fn new(apt: AptConfig) -> Self {
+        let targets = apt.targets();
+        let by_list =
+            targets.iter().enumerate().map(|(index, target)| (target.name.clone(), (index, apt.proxy(&target.repository)))).collect();
+        Self { apt, targets, by_list }
+    }
+}
+
+impl Catalog {
+    /// The catalog in `db`, with the sources of `apt`. Removes what an interrupted refresh left behind.
+    pub fn open(db: Arc<Db>, apt: AptConfig) -> Result<Self, CatalogError> {
+        let catalog =
+            Self { db, configured: RwLock::new(Arc::new(Configured::new(apt))), refreshing: Mutex::new(()), entries: AtomicU64::new(0) };
+        refresh::remove_orphans(&catalog.db)?;
+        catalog.count()?;
+        Ok(catalog)
+    }
+
+    /// Takes a configuration that was loaded again. [`Self::refresh`] then reads the lists of new sources.
+    pub fn configure(&self, apt: AptConfig) {
+        *self.configured.write() = Arc::new(Configured::new(apt));
+    }
+
+    /// The configuration's lists, in the order of the sources.
+    pub fn targets(&self) -> Vec<ListTarget> {
+        self.configured().targets.clone()
+    }
+
+    fn configured(&self) -> Arc<Configured> {
+        Arc::clone(&self.configured.read())
+    }
+
+    /// How many files the lists name. A file in several lists counts several times.
+    pub fn len(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Whether no list was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn count(&self) -> Result<(), CatalogError> {
+        let entries: i64 = self.db.reader()?.query_row("SELECT coalesce(sum(end_id - first_id), 0) FROM lists", [], |row| row.get(0))?;
+        self.entries.store(u64::try_from(entries).unwrap_or(0), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The file that apt calls `name` in `archives/`. `None` if no list names it, or if lists name several digests for it.
+    pub fn archive(&self, name: &[u8]) -> Result<Option<Entry>, CatalogError> {
+        let mut candidates = self.candidates(name)?;
+        Ok(if candidates.len() == 1 { candidates.pop() } else { None })
+    }
+
+    /// Every file that any list calls `name`, one for each digest, in the order of the sources.
+    pub fn candidates(&self, name: &[u8]) -> Result<Vec<Entry>, CatalogError> {
+        // apt's names are ASCII: what is not was never made by it.
+        let Ok(name) = std::str::from_utf8(name) else {
+            return Ok(Vec::new());
+        };
+        self.entries("p.name = ?1", name)
+    }
+
+    /// The file with this digest: a package, or a file of a source package.
+    pub fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, CatalogError> {
+        Ok(self.entries("substr(p.digest, 1, 8) = substr(?1, 1, 8) AND p.digest = ?1", &digest.0[..])?.pop())
+    }
+
+    /// Every version of a binary package that any list names, in no particular order.
+    pub fn versions(&self, package: &str) -> Result<Vec<Entry>, CatalogError> {
+        // Archive names start with the quoted package name and `_`, which is quoted within it; '`' comes after '_'.
+        let start = names::quote(package.as_bytes(), b"_:");
+        self.entries("p.name >= ?1 || '_' AND p.name < ?1 || '`'", start)
+    }
+
+    fn entries(&self, condition: &'static str, key: impl rusqlite::ToSql) -> Result<Vec<Entry>, CatalogError> {
+        let configured = self.configured();
+        let reader = self.db.reader()?;
+        let mut statement = reader.prepare_cached(&format!(
+            "SELECT l.name, l.private, coalesce(r.date, 0), p.name, p.digest, p.size, p.path, p.package, p.version
+             FROM packages p
+             JOIN lists l ON l.first_id = (SELECT max(first_id) FROM lists WHERE first_id <= p.id) AND p.id < l.end_id
+             LEFT JOIN releases r ON r.name = l.release
+             WHERE {condition} LIMIT {ROWS_MAX}"
+        ))?;
+        let mut found = Vec::new();
+        let mut rows = statement.query(params![key])?;
+        while let Some(row) = rows.next()? {
+            found.push(Found::of(row, &configured)?);
+        }
+        drop(rows);
+        found.sort_by_key(|found| found.order);
+        let mut entries: Vec<Entry> = Vec::new();
+        for found in found {
+            match entries.iter_mut().find(|entry| entry.digest == found.entry.digest) {
+                None => entries.push(found.entry),
+                Some(entry) => {
+                    entry.private |= found.entry.private;
+                    for url in found.entry.urls {
+                        if !entry.urls.contains(&url) {
+                            entry.urls.push(url);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// One row, with the place of its list in the order of the sources.
+struct Found {
+    order: usize,
+    entry: Entry,
+}
+
+impl Found {
+    fn of(row: &Row<'_>, configured: &Configured) -> rusqlite::Result<Self> {
+        let list: String = row.get(0)?;
+        let private: bool = row.get(1)?;
+        let name: Option<String> = row.get(3)?;
+        let path: String = row.get(6)?;
+        let place = configured.by_list.get(&list);
+        let urls = place.map(|(index, proxy)| {
+            let target = &configured.targets[*index];
+            MirrorUrl {
+                url: configured.apt.file_url(&target.repository, &path),
+                proxy: proxy.clone(),
+                immutable: path.starts_with("pool/") || path.contains("/pool/"),
+                private: target.private,
+            }
+        });
+        let private = private || urls.as_ref().is_some_and(|url| url.private);
+        let name = name.unwrap_or_else(|| path.rsplit('/').next().unwrap_or_default().to_owned());
+        Ok(Self {
+            order: place.map_or(usize::MAX, |(index, _)| *index),
+            entry: Entry {
+                name,
+                digest: Digest(row.get(4)?),
+                size: u64::try_from(row.get::<_, i64>(5)?).unwrap_or(0),
+                date: row.get(2)?,
+                urls: urls.into_iter().collect(),
+                package: row.get(7)?,
+                version: row.get(8)?,
+                private,
+            },
+        })
+    }
 }

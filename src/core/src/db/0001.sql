@@ -43,31 +43,49 @@ CREATE TABLE incoming (
     used_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 
+-- Committed InRelease and Release files, read again only when the stamp differs.
+CREATE TABLE releases (
+    name        TEXT PRIMARY KEY, -- file name in lists/
+    size        INTEGER NOT NULL,
+    mtime_ns    INTEGER NOT NULL,
+    inode       INTEGER NOT NULL,
+    date        INTEGER NOT NULL, -- seconds since 1970
+    valid_until INTEGER,          -- seconds since 1970, NULL if it does not say
+    origin      TEXT NOT NULL,
+    label       TEXT NOT NULL,
+    suite       TEXT NOT NULL,
+    codename    TEXT NOT NULL,
+    by_hash     INTEGER NOT NULL  -- 0 | 1
+) WITHOUT ROWID;
+
 -- Committed lists that the catalog was read from: parsed again only when the stamp differs.
 CREATE TABLE lists (
-    id       INTEGER PRIMARY KEY,
-    name     BLOB NOT NULL UNIQUE, -- file name below lists/
+    name     TEXT PRIMARY KEY, -- file name in lists/ without the ending of its form
     size     INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
     inode    INTEGER NOT NULL,
-    origin   TEXT NOT NULL         -- JSON, see catalog.rs: base URI, suite, component, architecture, date, private
-);
+    release  TEXT NOT NULL,    -- name in releases, '' if there is none
+    private  INTEGER NOT NULL, -- 0 | 1
+    first_id INTEGER NOT NULL, -- its rows in packages: first_id <= id < end_id
+    end_id   INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX lists_by_id ON lists (first_id, end_id);
 
--- What those lists say exists in the pool.
+-- What those lists say exists in the pool. A list's rows are next to each other, and count only once its row in lists says
+-- so: they are written in several short transactions before that.
 CREATE TABLE packages (
-    name    TEXT NOT NULL,    -- archive name as apt makes it
-    list    INTEGER NOT NULL REFERENCES lists (id) ON DELETE CASCADE,
+    id      INTEGER PRIMARY KEY,
+    name    TEXT,             -- archive name as apt makes it; NULL for files of source packages
     digest  BLOB NOT NULL CHECK (length(digest) = 32),
     size    INTEGER NOT NULL,
-    path    TEXT NOT NULL,    -- Filename, below the base URI
+    path    TEXT NOT NULL,    -- below the repository
     package TEXT NOT NULL,
     version TEXT NOT NULL,
-    source  TEXT NOT NULL DEFAULT '', -- 'name' or 'name (version)' as in the stanza; '' = the package itself
-    PRIMARY KEY (name, list, digest)
-) WITHOUT ROWID;
-CREATE INDEX packages_by_digest ON packages (digest);
-CREATE INDEX packages_by_list ON packages (list);
-CREATE INDEX packages_by_package ON packages (package);
+    source  TEXT NOT NULL     -- 'name' or 'name (version)' as in the stanza; '' = the package itself
+);
+CREATE INDEX packages_by_name ON packages (name) WHERE name IS NOT NULL;
+-- Eight bytes tell digests apart, and the index stays small enough for the page cache while a list is written.
+CREATE INDEX packages_by_digest ON packages (substr(digest, 1, 8));
 
 -- Single facts: key = value.
 CREATE TABLE meta (

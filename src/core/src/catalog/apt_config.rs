@@ -1,0 +1,497 @@
+//! What apt is configured to do, as `apt-config dump` tells it: sources, architectures, proxies, forms, credentials.
+//!
+//! The dump is asked for with percent-quoted names and values, so that no value can be mistaken for another line. Nothing
+//! here is kept up to date by itself: whoever sees `sources.list` or `apt.conf` change loads it again.
+
+use super::CatalogError;
+use super::forms::Form;
+use super::names::{self, Uri};
+use super::sources::{self, Source, SourceKind, Sources};
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// How long `apt-config` may take.
+const APT_CONFIG_WAIT: Duration = Duration::from_secs(10);
+
+/// How long all runs of a `Proxy-Auto-Detect` command may take together.
+const PROXY_DETECT_WAIT: Duration = Duration::from_secs(5);
+
+/// The longest output of a command that is read, in bytes.
+const OUTPUT_BYTES_MAX: u64 = 8 << 20;
+
+/// apt's configuration tree, flat. Names are compared without regard to case, as apt does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    values: BTreeMap<String, Vec<String>>,
+}
+
+impl Options {
+    /// Parses the output of `apt-config dump --format '%F %V%n'`.
+    pub fn parse(dump: &str) -> Self {
+        let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for line in dump.lines() {
+            let (name, value) = line.split_once(' ').unwrap_or((line, ""));
+            let text = |quoted: &str| String::from_utf8_lossy(&names::unquote(quoted)).into_owned();
+            values.entry(text(name).to_ascii_lowercase()).or_default().push(text(value));
+        }
+        Self { values }
+    }
+
+    /// The value of one option, `None` if it is absent or empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(&name.to_ascii_lowercase())?.last().map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The members of a list (`Name::`), or the words of a plain value.
+    pub fn list(&self, name: &str) -> Vec<String> {
+        match self.values.get(&format!("{}::", name.to_ascii_lowercase())) {
+            Some(members) => members.iter().filter(|member| !member.is_empty()).cloned().collect(),
+            None => self
+                .get(name)
+                .map(|value| value.split([',', ' ']).filter(|word| !word.is_empty()).map(str::to_owned).collect())
+                .unwrap_or_default(),
+        }
+    }
+
+    /// An option that is true or false.
+    pub fn truth(&self, name: &str, default: bool) -> bool {
+        self.get(name).map_or(default, |value| sources::truth(value, default))
+    }
+
+    /// A file or directory below `Dir`, made absolute by its parents as apt does.
+    pub fn path(&self, name: &str) -> Option<PathBuf> {
+        let mut path = self.get(name)?.to_owned();
+        let mut level = name;
+        while !path.starts_with('/') && !path.starts_with("./") && !path.starts_with("../") {
+            let Some((parent, _)) = level.rsplit_once("::") else { break };
+            level = parent;
+            if let Some(above) = self.get(parent) {
+                path = format!("{}/{path}", above.trim_end_matches('/'));
+            }
+        }
+        Some(match self.get("RootDir") {
+            Some(root) if path.starts_with('/') => PathBuf::from(format!("{}{path}", root.trim_end_matches('/'))),
+            _ => PathBuf::from(path),
+        })
+    }
+}
+
+/// The variables that apt's methods take from their environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `http_proxy`
+    pub http_proxy: Option<String>,
+    /// `https_proxy`
+    pub https_proxy: Option<String>,
+    /// `no_proxy`: comma-separated ends of host names.
+    pub no_proxy: Option<String>,
+}
+
+impl Environment {
+    /// This process's own variables. apt's may differ where it is started from another environment.
+    fn own() -> Self {
+        let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self { http_proxy: get("http_proxy"), https_proxy: get("https_proxy"), no_proxy: get("no_proxy") }
+    }
+}
+
+/// A `machine` of `auth.conf`.
+#[derive(Clone, PartialEq, Eq, Default)]
+struct Machine {
+    scheme: Option<String>,
+    host: String,
+    port: Option<u16>,
+    path: String,
+    login: String,
+    password: String,
+}
+
+/// What the catalog needs of apt's configuration.
+#[derive(Clone)]
+pub struct AptConfig {
+    options: Options,
+    environment: Environment,
+    sources: Sources,
+    architectures: Vec<String>,
+    forms: Vec<Form>,
+    machines: Vec<Machine>,
+    private: Vec<String>,
+    detected: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for AptConfig {
+    /// Without proxies and machines, which hold passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AptConfig").field("sources", &self.sources).field("architectures", &self.architectures).finish_non_exhaustive()
+    }
+}
+
+/// One list that apt keeps: which file, and what it means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListTarget {
+    /// File name in `lists/`, without the ending of its form.
+    pub name: String,
+    /// Packages or Sources.
+    pub kind: SourceKind,
+    /// File name of the suite's InRelease; its Release is [`Self::release_name`].
+    pub inrelease_name: String,
+    /// File name of the suite's Release where it has no InRelease.
+    pub release_name: String,
+    /// What a `Filename` is appended to, without credentials in `Debug`.
+    pub repository: Uri,
+    /// Suite as in the source.
+    pub suite: String,
+    /// Component, empty for an exact path.
+    pub component: String,
+    /// Architecture, `source` for Sources, empty for an exact path.
+    pub architecture: String,
+    /// Path below the Release file's directory, as the Release names it, plain form.
+    pub meta_key: String,
+    /// Whether the repository's files must never leave this machine.
+    pub private: bool,
+}
+
+impl AptConfig {
+    /// Reads apt's configuration by `apt-config dump` and the sources.
+    ///
+    /// `sources` are files or directories of sources, empty for those that apt's configuration names. `apt_config_env` is
+    /// what `APT_CONFIG` is set to for the dump. Blocks for the run of `apt-config` and of a proxy detection command.
+    pub fn load(sources: &[PathBuf], apt_config_env: Option<&Path>) -> Result<Self, CatalogError> {
+        let mut command = Command::new("apt-config");
+        command.args(["dump", "--format", "%F %V%n"]);
+        if let Some(path) = apt_config_env {
+            command.env("APT_CONFIG", path);
+        }
+        let dump = output(&mut command, APT_CONFIG_WAIT).map_err(|why| CatalogError::AptConfig { why })?;
+        let dump = String::from_utf8_lossy(&dump).into_owned();
+        let mut config = Self::of_options(Options::parse(&dump), sources, Environment::own());
+        config.detect_proxies();
+        Ok(config)
+    }
+
+    /// The same from options that were read elsewhere, without running anything.
+    pub fn of_options(options: Options, sources: &[PathBuf], environment: Environment) -> Self {
+        let native = options.get("APT::Architecture").unwrap_or_default().to_owned();
+        let paths = if sources.is_empty() {
+            ["Dir::Etc::sourcelist", "Dir::Etc::sourceparts"].iter().filter_map(|name| options.path(name)).collect()
+        } else {
+            sources.to_owned()
+        };
+        let mut sources = Sources::read(&paths, &native);
+        let mut architectures = options.list("APT::Architectures");
+        if architectures.is_empty() {
+            architectures.push(native);
+        }
+        let mut forms = Vec::new();
+        let order = options.list("Acquire::CompressionTypes::Order");
+        let known = ["zst", "xz", "bz2", "lzma", "gz", "lz4"].map(str::to_owned);
+        for form in order.iter().chain(&known).filter_map(|name| Form::of_extension(name)) {
+            if !forms.contains(&form) {
+                forms.push(form);
+            }
+        }
+        let machines = machines(&options, &mut sources.problems);
+        Self { options, environment, sources, architectures, forms, machines, private: Vec::new(), detected: BTreeMap::new() }
+    }
+
+    /// Marks more repositories as private: by host name, or by the start of their URI (`https://host/path`).
+    #[must_use]
+    pub fn with_private(mut self, repositories: &[String]) -> Self {
+        self.private = repositories.to_owned();
+        self
+    }
+
+    /// The sources that count, those left out, and what is wrong with them.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// Every option of apt's configuration.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Architectures, the native one first.
+    pub fn architectures(&self) -> &[String] {
+        &self.architectures
+    }
+
+    /// Compressed forms in the order in which apt asks for them.
+    pub fn forms(&self) -> &[Form] {
+        &self.forms
+    }
+
+    /// Whether apt keeps indexes compressed.
+    pub fn gzip_indexes(&self) -> bool {
+        self.options.truth("Acquire::GzipIndexes", false)
+    }
+
+    /// apt's lists directory.
+    pub fn lists_directory(&self) -> Option<PathBuf> {
+        self.options.path("Dir::State::lists")
+    }
+
+    /// apt's archives directory.
+    pub fn archives_directory(&self) -> Option<PathBuf> {
+        self.options.path("Dir::Cache::archives")
+    }
+
+    /// Packages and Sources of every source, component and architecture (and `all`), in the order of the sources.
+    pub fn targets(&self) -> Vec<ListTarget> {
+        let mut targets = Vec::new();
+        let mut seen = HashSet::new();
+        for source in &self.sources.sources {
+            let private = self.is_private(&source.uri);
+            let directory = source.release_directory();
+            for (component, architecture, meta_key) in self.meta_keys(source) {
+                let name = names::list_name(&format!("{directory}{meta_key}"));
+                if !seen.insert(name.clone()) {
+                    continue;
+                }
+                targets.push(ListTarget {
+                    name,
+                    kind: source.kind,
+                    inrelease_name: names::list_name(&format!("{directory}InRelease")),
+                    release_name: names::list_name(&format!("{directory}Release")),
+                    repository: source.uri.clone(),
+                    suite: source.suite.clone(),
+                    component,
+                    architecture,
+                    meta_key,
+                    private,
+                });
+            }
+        }
+        targets
+    }
+
+    /// Component, architecture and path of each of a source's lists.
+    fn meta_keys(&self, source: &Source) -> Vec<(String, String, String)> {
+        let (type_name, target) = match source.kind {
+            SourceKind::Binary => ("deb", "Packages"),
+            SourceKind::Source => ("deb-src", "Sources"),
+        };
+        let option = |name: &str| self.options.get(&format!("Acquire::IndexTargets::{type_name}::{target}::{name}"));
+        if source.is_flat() {
+            return vec![(String::new(), String::new(), option("flatMetaKey").unwrap_or(target).to_owned())];
+        }
+        let pattern = option("MetaKey").unwrap_or(match source.kind {
+            SourceKind::Binary => "$(COMPONENT)/binary-$(ARCHITECTURE)/Packages",
+            SourceKind::Source => "$(COMPONENT)/source/Sources",
+        });
+        let architectures = match source.kind {
+            SourceKind::Binary => self.architectures_of(source),
+            SourceKind::Source => vec!["source".to_owned()],
+        };
+        let mut keys = Vec::new();
+        for component in &source.components {
+            for architecture in &architectures {
+                let key = pattern.replace("$(COMPONENT)", component).replace("$(ARCHITECTURE)", architecture);
+                keys.push((component.clone(), architecture.clone(), key));
+            }
+        }
+        keys
+    }
+
+    fn architectures_of(&self, source: &Source) -> Vec<String> {
+        let option = |name: &str| -> Option<Vec<String>> {
+            Some(source.options.get(name)?.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect())
+        };
+        let mut architectures = option("arch").unwrap_or_else(|| self.architectures.clone());
+        architectures.extend(option("arch+").unwrap_or_default());
+        architectures.push("all".to_owned());
+        let removed = option("arch-").unwrap_or_default();
+        let mut seen = HashSet::new();
+        architectures.retain(|architecture| !removed.contains(architecture) && seen.insert(architecture.clone()));
+        architectures
+    }
+
+    /// Whether a repository needs credentials, or was named as private: its files never leave this machine.
+    pub fn is_private(&self, uri: &Uri) -> bool {
+        let shown = uri.to_string();
+        let named =
+            |private: &String| private.eq_ignore_ascii_case(&uri.host) || (private.contains("://") && shown.starts_with(private.as_str()));
+        uri.has_credentials()
+            || self.machines.iter().any(|machine| machine.host.eq_ignore_ascii_case(&uri.host))
+            || self.private.iter().any(named)
+            || ["SslCert", "SslKey"]
+                .iter()
+                .any(|key| uri.scheme == "https" && self.method_option(&uri.scheme, key, Some(&uri.host)).is_some())
+    }
+
+    /// The URI of one file of a repository, as apt asks for it: percent-encoded, with the credentials of the source or of
+    /// `auth.conf`. Not for logs.
+    pub fn file_url(&self, repository: &Uri, path: &str) -> String {
+        let bad = self.options.get("Acquire::URIEncode").unwrap_or(names::URI_BAD);
+        let mut base = repository.clone();
+        if !base.has_credentials()
+            && let Some(machine) = self.machine(repository)
+        {
+            base.user.clone_from(&machine.login);
+            base.password.clone_from(&machine.password);
+        }
+        let mut url = base.with_credentials();
+        names::quote_onto(&mut url, path.as_bytes(), bad.as_bytes());
+        url
+    }
+
+    /// The first entry of `auth.conf` that apt would use for `uri`: without a scheme it is for https only.
+    fn machine(&self, uri: &Uri) -> Option<&Machine> {
+        self.machines.iter().find(|machine| {
+            machine.scheme.as_deref().unwrap_or("https") == uri.scheme
+                && machine.host.eq_ignore_ascii_case(&uri.host)
+                && (machine.port.is_none() || machine.port == uri.port)
+                && uri.path.starts_with(&machine.path)
+        })
+    }
+
+    /// The proxy that apt's method would use for `uri`, `None` for a direct connection.
+    pub fn proxy(&self, uri: &Uri) -> Option<String> {
+        let listed = |list: &String| {
+            let host = uri.host.to_ascii_lowercase();
+            list.split(',').any(|end| !end.is_empty() && host.ends_with(&end.to_ascii_lowercase()))
+        };
+        if self.environment.no_proxy.as_ref().is_some_and(listed) {
+            return None;
+        }
+        let configured = self
+            .method_option(&uri.scheme, "Proxy", Some(&uri.host))
+            .or_else(|| self.detected.get(&origin(uri)).map(String::as_str))
+            .or_else(|| self.method_option(&uri.scheme, "Proxy", None));
+        let environment = || {
+            let https = self.environment.https_proxy.as_deref().filter(|_| uri.scheme == "https");
+            https.or(self.environment.http_proxy.as_deref())
+        };
+        configured.or_else(environment).filter(|proxy| !proxy.eq_ignore_ascii_case("DIRECT")).map(str::to_owned)
+    }
+
+    /// `Acquire::SCHEME::KEY`, or that of one host; the https method falls back to the options of http.
+    fn method_option(&self, scheme: &str, key: &str, host: Option<&str>) -> Option<&str> {
+        let schemes: &[&str] = if scheme == "https" { &["https", "http"] } else { &["http"] };
+        schemes.iter().find_map(|scheme| match (host, key) {
+            (Some(host), "Proxy") => self.options.get(&format!("Acquire::{scheme}::Proxy::{host}")),
+            (Some(host), _) => {
+                let own = self.options.get(&format!("Acquire::{scheme}::{host}::{key}"));
+                own.or_else(|| self.options.get(&format!("Acquire::{scheme}::{key}")))
+            }
+            (None, _) => self.options.get(&format!("Acquire::{scheme}::{key}")),
+        })
+    }
+
+    /// Runs `Acquire::http::Proxy-Auto-Detect` once for each host, as apt does before its first connection. What does not
+    /// answer in time is a problem, and the general proxy counts.
+    fn detect_proxies(&mut self) {
+        let deadline = Instant::now() + PROXY_DETECT_WAIT;
+        let uris: Vec<Uri> = self.sources.sources.iter().map(|source| source.uri.clone()).collect();
+        let mut asked = HashSet::new();
+        for uri in uris {
+            let of_scheme = |key: &str| self.options.get(&format!("Acquire::{}::{key}", uri.scheme)).map(str::to_owned);
+            let Some(program) = of_scheme("Proxy-Auto-Detect").or_else(|| of_scheme("ProxyAutoDetect")) else {
+                continue;
+            };
+            let specific = self.method_option(&uri.scheme, "Proxy", Some(&uri.host)).is_some();
+            if specific || !asked.insert(origin(&uri)) {
+                continue;
+            }
+            let wait = deadline.saturating_duration_since(Instant::now());
+            match output(Command::new(&program).arg(uri.to_string()), wait) {
+                Ok(answer) => {
+                    let answer = String::from_utf8_lossy(&answer);
+                    let proxy = answer.lines().next().unwrap_or_default().trim();
+                    if proxy == "DIRECT" || ["http", "socks5h"].iter().any(|scheme| proxy.starts_with(scheme)) {
+                        self.detected.insert(origin(&uri), proxy.to_owned());
+                    }
+                }
+                Err(why) => self.sources.problems.push(format!("Proxy-Auto-Detect for {}: {why}; the general proxy is used", uri.host)),
+            }
+        }
+    }
+}
+
+/// `scheme://host`, what a detected proxy is for.
+fn origin(uri: &Uri) -> String {
+    format!("{}://{}", uri.scheme, uri.host)
+}
+
+/// The machines of `auth.conf` and `auth.conf.d`. What cannot be read is a problem that names the file.
+fn machines(options: &Options, problems: &mut Vec<String>) -> Vec<Machine> {
+    let mut files: Vec<PathBuf> = options.path("Dir::Etc::netrc").into_iter().collect();
+    if let Some(directory) = options.path("Dir::Etc::netrcparts") {
+        match sources::parts(&directory, &["conf"]) {
+            Ok(parts) => files.extend(parts),
+            Err(source) => problems.push(format!("{}: cannot be listed: {source}", directory.display())),
+        }
+    }
+    let mut machines = Vec::new();
+    for file in files {
+        match sources::read_bounded(&file) {
+            Ok(text) => parse_machines(&text, &mut machines),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => problems.push(format!("{}: {source}", file.display())),
+        }
+    }
+    machines
+}
+
+/// Parses the netrc format: `machine [SCHEME://]HOST[:PORT][/PATH] login NAME password WORD`, on any lines.
+fn parse_machines(text: &str, machines: &mut Vec<Machine>) {
+    let without_comments = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let mut words = without_comments.flat_map(str::split_ascii_whitespace);
+    while let Some(word) = words.next() {
+        match (word, machines.last_mut()) {
+            ("machine", _) => {
+                let Some(name) = words.next() else { break };
+                let full = if name.contains("://") { name.to_owned() } else { format!("https://{name}") };
+                let uri = Uri::parse(&full);
+                machines.push(Machine {
+                    scheme: name.contains("://").then_some(uri.scheme),
+                    host: uri.host,
+                    port: uri.port,
+                    path: if uri.path == "/" { String::new() } else { uri.path },
+                    ..Machine::default()
+                });
+            }
+            ("login", Some(machine)) => words.next().unwrap_or_default().clone_into(&mut machine.login),
+            ("password", Some(machine)) => words.next().unwrap_or_default().clone_into(&mut machine.password),
+            _ => {}
+        }
+    }
+}
+
+/// What a command prints, if it ends with success within `wait`; it is killed otherwise.
+fn output(command: &mut Command, wait: Duration) -> Result<Vec<u8>, String> {
+    let name = command.get_program().to_owned();
+    let name = Path::new(&name).file_name().unwrap_or(OsStr::new("command")).to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|source| format!("{name} cannot be started: {source}"))?;
+    let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
+    let (sender, receiver) = mpsc::sync_channel(1);
+    // A thread, since a pipe has no read with a deadline; it ends when the child's last holder of the pipe does.
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let read = stdout.take(OUTPUT_BYTES_MAX).read_to_end(&mut bytes).map(|_| bytes);
+        // The receiver is gone after a timeout: nobody wants the output then.
+        drop(sender.send(read));
+    });
+    let answer = receiver.recv_timeout(wait);
+    if answer.is_err() {
+        // It may have ended by itself in between, which is as good.
+        drop(child.kill());
+    }
+    let status = child.wait().map_err(|source| format!("{name}: {source}"))?;
+    match answer {
+        Err(_) => Err(format!("{name} did not answer within {} s", wait.as_secs())),
+        Ok(Err(source)) => Err(format!("{name}: {source}")),
+        Ok(Ok(_)) if !status.success() => Err(format!("{name} failed ({status}); run it by hand to see why")),
+        Ok(Ok(bytes)) => Ok(bytes),
+    }
+}
