@@ -6,8 +6,14 @@
 //! untouched.
 
 use parking_lot::{Mutex, MutexGuard};
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
 use std::ops::Deref;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,17 +26,31 @@ const BUSY_WAIT: Duration = Duration::from_secs(5);
 /// Each migration brings the schema from version `index` to `index + 1`. Never edit one that was released: add another.
 const MIGRATIONS: &[&str] = &[include_str!("db/0001.sql")];
 
+/// How often the lock of another process is tried again, [`LOCK_PAUSE`] apart: a daemon that was just killed may still be going.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Marks a database as poolfs's own (`application_id`): "pool".
+const APPLICATION_ID: u32 = 0x706f_6f6c;
+
 /// What can be wrong with the database as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
     /// It cannot be opened or created.
-    #[error("open database {path}: {source}; check that the directory exists, is writable and has space")]
+    #[error("open database {path}: {cause}; check that its directory exists and is writable")]
     Open {
         /// The database file.
         path: PathBuf,
-        /// SQLite's word for it.
-        #[source]
-        source: rusqlite::Error,
+        /// The system's or SQLite's word for it.
+        cause: String,
+    },
+    /// Another process has it.
+    #[error("database {path} is in use by process {holder}; stop that one (`poolfs down`), or give this one another state_dir")]
+    InUse {
+        /// The database file.
+        path: PathBuf,
+        /// What the other process says of itself: its number, or `unknown`.
+        holder: String,
     },
     /// Its schema is newer than this program.
     #[error(
@@ -44,7 +64,7 @@ pub enum DbError {
         /// The newest version known.
         known: usize,
     },
-    /// It fails SQLite's integrity check or is no database.
+    /// It fails SQLite's integrity check, is no database or not poolfs's.
     #[error("database {path} is corrupt: {what}; move it away to start afresh (packages are kept, every file is hashed again)")]
     Corrupt {
         /// The database file.
@@ -52,9 +72,29 @@ pub enum DbError {
         /// The check's first line.
         what: String,
     },
-    /// A statement failed: a full or read-only disk, an I/O error.
+    /// The disk or a quota is full. The change was not made; what was there before is intact.
+    #[error("no space for database {path}; free some space on its file system, nothing is lost")]
+    Full {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// The file or its file system cannot be written.
+    #[error(
+        "database {path} is read-only; make the file and its directory writable (a file system that had errors is remounted read-only)"
+    )]
+    ReadOnly {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// A statement failed in another way.
     #[error("database: {0}")]
-    Sql(#[from] rusqlite::Error),
+    Sql(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for DbError {
+    fn from(err: rusqlite::Error) -> Self {
+        Self::Sql(err)
+    }
 }
 
 /// The open database. Shared by reference between threads.
@@ -63,10 +103,14 @@ pub struct Db {
     path: PathBuf,
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
+    /// Keeps other processes out until dropped, which is after the connections are closed.
+    _lock: File,
 }
 
 impl Db {
-    /// Opens or creates `poolfs.db` at `path`, checks its integrity and brings its schema up to date.
+    /// Opens or creates the database at `path`, checks its integrity and brings its schema up to date.
+    ///
+    /// One process at a time: the lock is `path` with `-lock` appended. A database from the future is not changed.
     pub fn open(path: &Path) -> Result<Self, DbError> {
         Self::open_with(path, MIGRATIONS)
     }
@@ -75,21 +119,28 @@ impl Db {
     ///
     /// Entry `index` of `migrations` brings the schema from version `index` to `index + 1`.
     pub fn open_with(path: &Path, migrations: &[&str]) -> Result<Self, DbError> {
-        let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
-                DbError::Corrupt { path: path.to_owned(), what: source.to_string() }
-            }
-            _ => DbError::Open { path: path.to_owned(), source },
-        };
-        let mut writer = connect(path, OpenFlags::default()).map_err(failed)?;
+        let lock = lock(path)?;
+        let explained = |err| explain(path, err);
+        look_first(path, migrations.len())?;
+        let mut writer = connect(path, OpenFlags::default()).map_err(explained)?;
         // The mode lives in the file; a read-only disk fails here, before anything is believed to be stored.
-        writer.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
-        let verdict: String = writer.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
+        writer.pragma_update(None, "journal_mode", "wal").map_err(explained)?;
+        let verdict: String = writer.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(explained)?;
         if verdict != "ok" {
             return Err(DbError::Corrupt { path: path.to_owned(), what: verdict });
         }
         migrate(&mut writer, path, migrations)?;
-        Ok(Self { path: path.to_owned(), writer: Mutex::new(writer), readers: Mutex::new(Vec::new()) })
+        Ok(Self { path: path.to_owned(), writer: Mutex::new(writer), readers: Mutex::new(Vec::new()), _lock: lock })
+    }
+
+    /// The database file, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What an error of a statement means for this database: with its path and, where there is one, the remedy.
+    pub fn explain(&self, err: rusqlite::Error) -> DbError {
+        explain(&self.path, err)
     }
 
     /// The writing connection. Hold it for one transaction; never across network or another lock of this crate.
@@ -97,13 +148,23 @@ impl Db {
         self.writer.lock()
     }
 
+    /// Whether somebody is writing at this moment: for who can write later as well.
+    pub fn is_writing(&self) -> bool {
+        self.writer.is_locked()
+    }
+
     /// Runs `body` in one immediate transaction, rolled back if it returns an error.
-    pub fn transaction<T, E: From<rusqlite::Error>>(&self, body: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, E>) -> Result<T, E> {
+    pub fn transaction<T, E: From<rusqlite::Error>>(&self, body: impl FnOnce(&Transaction<'_>) -> Result<T, E>) -> Result<T, E> {
+        transact(&mut self.writer(), body)
+    }
+
+    /// As [`Self::transaction`], and waits until the disk has it: it outlives a power loss. Milliseconds to tens of them.
+    pub fn durable_transaction<T, E: From<rusqlite::Error>>(&self, body: impl FnOnce(&Transaction<'_>) -> Result<T, E>) -> Result<T, E> {
         let mut writer = self.writer();
-        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let value = body(&transaction)?;
-        transaction.commit()?;
-        Ok(value)
+        writer.pragma_update(None, "synchronous", "full")?;
+        let done = transact(&mut writer, body);
+        writer.pragma_update(None, "synchronous", "normal")?;
+        done
     }
 
     /// A reading connection, which sees the last committed state and never waits for the writer.
@@ -111,10 +172,20 @@ impl Db {
         let idle = self.readers.lock().pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?,
+            None => {
+                let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+                connect(&self.path, flags).map_err(|err| self.explain(err))?
+            }
         };
         Ok(Reader { db: self, connection: Some(connection) })
     }
+}
+
+fn transact<T, E: From<rusqlite::Error>>(writer: &mut Connection, body: impl FnOnce(&Transaction<'_>) -> Result<T, E>) -> Result<T, E> {
+    let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let value = body(&transaction)?;
+    transaction.commit()?;
+    Ok(value)
 }
 
 /// A reading connection on loan; it goes back to the pool on drop.
@@ -146,23 +217,89 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     connection.busy_timeout(BUSY_WAIT)?;
     connection.pragma_update(None, "synchronous", "normal")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    // After a large list entered the catalog the WAL shrinks to this again.
+    connection.pragma_update(None, "journal_size_limit", 4 * 1024 * 1024)?;
     // 2 MiB of pages a connection at most: the idle daemon has to stay small.
     connection.pragma_update(None, "cache_size", -2048)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
 
-fn migrate(writer: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(), DbError> {
-    let found: u32 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let found = found as usize;
-    if found > migrations.len() {
-        return Err(DbError::FromTheFuture { path: path.to_owned(), found, known: migrations.len() });
+/// Takes the lock that keeps a second process out. Not on the database itself: closing a second descriptor of it would
+/// drop SQLite's own locks.
+fn lock(path: &Path) -> Result<File, DbError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-lock");
+    let failed = |err: io::Error| DbError::Open { path: path.to_owned(), cause: err.to_string() };
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&name).map_err(failed)?;
+    for attempt in 1.. {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) if attempt < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                let read = (&file).take(16).read_to_string(&mut holder);
+                let holder = if read.is_ok() && !holder.trim().is_empty() { holder.trim().to_owned() } else { "unknown".to_owned() };
+                return Err(DbError::InUse { path: path.to_owned(), holder });
+            }
+            Err(err) => return Err(failed(err.into())),
+        }
     }
-    for (index, sql) in migrations.iter().enumerate().skip(found) {
-        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        transaction.execute_batch(sql)?;
-        transaction.pragma_update(None, "user_version", u32::try_from(index + 1).expect("few migrations"))?;
-        transaction.commit()?;
+    // Only for the message above: on a full disk the lock holds without it.
+    let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    if let Err(err) = noted {
+        tracing::debug!("cannot note who holds {}: {err}", path.display());
+    }
+    Ok(file)
+}
+
+/// Looks at an existing database without changing a byte of it: is it ours, and not newer than we are?
+fn look_first(path: &Path, known: usize) -> Result<(), DbError> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.len() > 0 => {}
+        Ok(_) => return Ok(()),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(err) => return Err(DbError::Open { path: path.to_owned(), cause: err.to_string() }),
+    }
+    let explained = |err| explain(path, err);
+    let reader = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(explained)?;
+    // Else closing would move the WAL of a newer program into the file.
+    reader.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(explained)?;
+    let number = |name| reader.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, u32>(0)).map_err(explained);
+    let (found, application) = (number("user_version")? as usize, number("application_id")?);
+    let tables: u32 = reader.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(explained)?;
+    if application != APPLICATION_ID && (tables > 0 || found > 0) {
+        return Err(DbError::Corrupt { path: path.to_owned(), what: "it belongs to another program".to_owned() });
+    }
+    if found > known {
+        return Err(DbError::FromTheFuture { path: path.to_owned(), found, known });
+    }
+    Ok(())
+}
+
+fn explain(path: &Path, err: rusqlite::Error) -> DbError {
+    let path = path.to_owned();
+    match err.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => DbError::Corrupt { path, what: err.to_string() },
+        Some(ErrorCode::DiskFull) => DbError::Full { path },
+        Some(ErrorCode::ReadOnly) => DbError::ReadOnly { path },
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => DbError::Open { path, cause: err.to_string() },
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => DbError::InUse { path, holder: "unknown".to_owned() },
+        _ => DbError::Sql(err),
+    }
+}
+
+fn migrate(writer: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(), DbError> {
+    let explained = |err| explain(path, err);
+    let found: u32 = writer.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(explained)?;
+    for (index, sql) in migrations.iter().enumerate().skip(found as usize) {
+        let version = u32::try_from(index + 1).expect("few migrations");
+        transact(writer, |db| {
+            db.execute_batch(sql)?;
+            db.pragma_update(None, "application_id", APPLICATION_ID)?;
+            db.pragma_update(None, "user_version", version)
+        })
+        .map_err(explained)?;
     }
     Ok(())
 }

@@ -3,7 +3,8 @@ CREATE TABLE contents (
     digest BLOB PRIMARY KEY CHECK (length(digest) = 32),
     size   INTEGER NOT NULL,
     pieces BLOB NOT NULL, -- SHA-256 of each 256 KiB, 32 bytes each
-    blocks BLOB NOT NULL  -- BLAKE3 of each 64 KiB, 32 bytes each
+    blocks BLOB NOT NULL, -- BLAKE3 of each 64 KiB, 32 bytes each
+    seal   BLOB NOT NULL  -- BLAKE3 over digest, size (8 bytes, little endian), pieces and blocks: finds rot in this row itself
 ) WITHOUT ROWID;
 
 -- Every file of both directories, by its path below the mount.
@@ -29,11 +30,29 @@ CREATE TABLE objects (
     kind     TEXT NOT NULL,    -- 'package' | 'index' | 'delta'; indexes are evicted first
     sharing  TEXT NOT NULL,
     source   TEXT NOT NULL,
+    size     INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, -- of the file below objects/
     inode    INTEGER NOT NULL,
     used_at  INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX objects_by_use ON objects (used_at);
+CREATE INDEX objects_by_use ON objects (kind <> 'index', used_at, digest); -- the order of eviction
+
+-- Sums go with the last row that names them. (No statement of this program uses REPLACE, which would pass these by.)
+CREATE TRIGGER files_deleted AFTER DELETE ON files WHEN old.digest IS NOT NULL BEGIN
+    DELETE FROM contents WHERE digest = old.digest
+        AND NOT EXISTS (SELECT 1 FROM files WHERE files.digest = old.digest)
+        AND NOT EXISTS (SELECT 1 FROM objects WHERE objects.digest = old.digest);
+END;
+CREATE TRIGGER files_changed AFTER UPDATE OF digest ON files WHEN old.digest IS NOT NULL AND new.digest IS NOT old.digest BEGIN
+    DELETE FROM contents WHERE digest = old.digest
+        AND NOT EXISTS (SELECT 1 FROM files WHERE files.digest = old.digest)
+        AND NOT EXISTS (SELECT 1 FROM objects WHERE objects.digest = old.digest);
+END;
+CREATE TRIGGER objects_deleted AFTER DELETE ON objects BEGIN
+    DELETE FROM contents WHERE digest = old.digest
+        AND NOT EXISTS (SELECT 1 FROM files WHERE files.digest = old.digest)
+        AND NOT EXISTS (SELECT 1 FROM objects WHERE objects.digest = old.digest);
+END;
 
 -- Downloads in progress, so that a restart goes on where it was. Nothing here is verified.
 CREATE TABLE incoming (
