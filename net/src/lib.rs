@@ -7,3 +7,5 @@ pub mod discovery;
 pub mod krpc;
 pub mod mirror;
 pub mod netdb;
+#[cfg(any(test, feature = "testnet"))]
+pub mod testnet;
