@@ -9,5 +9,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::print_stderr, reason = "tests explain themselves when they fail")]
 
+mod dht;
 mod harness;
 mod world;
