@@ -3,3 +3,23 @@
 //! **Must not know:** the network crate. Missing files are asked for through [`source::Source`].
 
 pub mod source;
+
+mod adapter;
+pub mod attr;
+mod backing;
+mod content;
+pub mod errno;
+mod ghost;
+mod handle;
+mod inode;
+mod lock;
+pub mod mount;
+pub mod names;
+pub mod supply;
+#[allow(unsafe_code, reason = "the one module with system calls that rustix has not")]
+mod sys;
+pub mod tree;
+
+pub use errno::FsError;
+pub use mount::{MountError, MountOptions, MountSpec, MountStats, Mounts, Prepared, prepare};
+pub use tree::{Tree, TreeOptions, TreeParts};

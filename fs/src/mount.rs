@@ -1,0 +1,481 @@
+//! Mounting over apt's directories, and unmounting.
+//!
+//! [`prepare`] does what has to be done before anything is mounted: it detaches a dead mount of ours that lies on top,
+//! clones the file system's mount with `open_tree` and opens, relative to that one clone, the covered directories,
+//! `objects/` and `incoming/`. A rename between two of them then stays on one mount, and what is mounted on top later
+//! (this file system, an autofs) is not in the way. [`Mounts::mount`] mounts and serves.
+//!
+//! Mounting and unmounting take apt's own lock in the directory first, so that neither happens under a running apt.
+
+mod table;
+
+use crate::adapter;
+use crate::errno::FsError;
+use crate::lock;
+use crate::tree::{Tree, TreeOptions, TreeParts};
+use poolfs_core::Role;
+use poolfs_core::store::{Counts, StoreError};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::ffi::{CString, OsStr};
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use table::MountLine;
+
+/// The file system type in the mount table.
+pub const FSTYPE: &str = "fuse.poolfs";
+
+/// How long mounting and unmounting wait for an apt that is running.
+pub const LOCK_WAIT: Duration = Duration::from_secs(30);
+
+/// How long an unmount waits for files that are still open, before the caller has to decide.
+const BUSY_WAIT: Duration = Duration::from_secs(2);
+
+/// Between two tries to unmount.
+const BUSY_TRY_EVERY: Duration = Duration::from_millis(50);
+
+/// Dead mounts detached from one directory; more than that is something else going wrong.
+const DEAD_MAX: usize = 16;
+
+/// Descriptors wanted: one for each file that the kernel remembers.
+const DESCRIPTORS: u64 = 1 << 20;
+
+/// Read-ahead of the mounts in KiB: the kernel's own 128 would cost a request for every two blocks.
+const READ_AHEAD_KIB: &str = "1024";
+
+/// Why something could not be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// Mounting needs root.
+    #[error("mounting needs root (CAP_SYS_ADMIN); run it with sudo")]
+    NotRoot,
+    /// The kernel's FUSE device cannot be opened.
+    #[error("open /dev/fuse: {0}; load the module with `modprobe fuse`, or give the container the device")]
+    NoDevice(Errno),
+    /// What is to be mounted over is not a directory.
+    #[error("{0} is not a directory; create it, or name another in the config")]
+    NotADirectory(PathBuf),
+    /// A living poolfs is there already.
+    #[error("{0} is served by a poolfs already; `poolfs down` ends it")]
+    AlreadyMounted(PathBuf),
+    /// apt is running and did not end in time.
+    #[error("{0} is locked by a running apt; wait until it has ended and try again")]
+    Locked(PathBuf),
+    /// Files below it are open.
+    #[error("{0} is in use; close what is open there (`fuser -m {0}`), or detach it with `umount -l`")]
+    Busy(PathBuf),
+    /// A step failed.
+    #[error("{what} {path}: {source}")]
+    Step {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The tree could not be made.
+    #[error(transparent)]
+    Tree(#[from] FsError),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn step<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl FnOnce(E) -> MountError {
+    move |source| MountError::Step { what, path: path.to_owned(), source: source.into() }
+}
+
+/// What to mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountSpec {
+    /// What the directory is to apt.
+    pub role: Role,
+    /// The directory.
+    pub path: PathBuf,
+    /// How.
+    pub options: MountOptions,
+}
+
+/// Mount options, as after `-o`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// `ro`: nothing is written through it.
+    pub read_only: bool,
+    /// `browse`: ghosts are listed.
+    pub browse: bool,
+    /// `nosuid`: set-id bits have no effect.
+    pub nosuid: bool,
+    /// `nodev`: device nodes have no effect.
+    pub nodev: bool,
+    /// Ghosts directly in `archives/` are not shown, not even to those that do not use libapt.
+    pub no_lazy_archives: bool,
+}
+
+/// A covered directory, reached beneath whatever is mounted on it.
+#[derive(Debug)]
+pub struct PreparedMount {
+    /// What was asked for; the path is without symbolic links now.
+    pub spec: MountSpec,
+    /// The covered directory.
+    pub dir: OwnedFd,
+}
+
+/// Everything that has to be open before mounting.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The covered directories, as asked for.
+    pub mounts: Vec<PreparedMount>,
+    /// `objects/` below the cache directory.
+    pub objects: OwnedFd,
+    /// `incoming/` below the cache directory.
+    pub incoming: OwnedFd,
+}
+
+impl Prepared {
+    /// The covered directory of that role.
+    pub fn dir(&self, role: Role) -> Option<BorrowedFd<'_>> {
+        self.mounts.iter().find(|mount| mount.spec.role == role).map(|mount| mount.dir.as_fd())
+    }
+}
+
+/// Opens all directories. Creates `objects/` and `incoming/` below `cache_dir`, and `partial/` nowhere: that is apt's.
+pub fn prepare(wanted: &[MountSpec], cache_dir: &Path) -> Result<Prepared, MountError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(MountError::NotRoot);
+    }
+    raise_descriptors();
+    let mut specs = Vec::new();
+    for spec in wanted {
+        specs.push(MountSpec { path: clear(&spec.path)?, ..spec.clone() });
+    }
+    for name in ["objects", "incoming"] {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let dir = cache_dir.join(name);
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&dir).map_err(step("create", &dir))?;
+    }
+    let cache_dir = cache_dir.canonicalize().map_err(step("find", cache_dir))?;
+    let mut clones = Clones { mounts: table::read().map_err(step("read", Path::new("/proc/self/mountinfo")))?, open: Vec::new() };
+    let mounts =
+        specs.into_iter().map(|spec| Ok(PreparedMount { dir: clones.open_dir(&spec.path)?, spec })).collect::<Result<_, MountError>>()?;
+    let objects = clones.open_dir(&cache_dir.join("objects"))?;
+    let incoming = clones.open_dir(&cache_dir.join("incoming"))?;
+    Ok(Prepared { mounts, objects, incoming })
+}
+
+/// The path without symbolic links, and without dead mounts of ours on it.
+fn clear(path: &Path) -> Result<PathBuf, MountError> {
+    let absolute = std::path::absolute(path).map_err(step("find", path))?;
+    let parent = absolute.parent().unwrap_or(Path::new("/"));
+    let parent = parent.canonicalize().map_err(step("find", parent))?;
+    let mut target = absolute.file_name().map_or_else(|| parent.clone(), |name| parent.join(name));
+    for _ in 0..DEAD_MAX {
+        let mounts = table::read().map_err(step("read", Path::new("/proc/self/mountinfo")))?;
+        match table::top(&mounts, &target) {
+            Some(mount) if mount.fstype == FSTYPE => match alive(&target) {
+                true => return Err(MountError::AlreadyMounted(target)),
+                false => {
+                    tracing::warn!("{} has a mount whose poolfs is dead; it is detached", target.display());
+                    detach(&target)?;
+                }
+            },
+            // An autofs would mount something if it were looked into; what it covers is reached by the clone.
+            Some(mount) if mount.fstype == "autofs" => return Ok(target),
+            Some(_) | None => {
+                let real = target.canonicalize().map_err(step("find", &target))?;
+                if !std::fs::metadata(&real).map_err(step("find", &real))?.is_dir() {
+                    return Err(MountError::NotADirectory(target));
+                }
+                if real == target {
+                    return Ok(target);
+                }
+                // A symbolic link: what it leads to may have a dead mount too.
+                target = real;
+            }
+        }
+    }
+    Err(MountError::Busy(target))
+}
+
+/// Whether somebody serves the mount at `path`. Asks the kernel only, which answers ENOTCONN for a dead one.
+fn alive(path: &Path) -> bool {
+    let asked = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS);
+    !matches!(asked, Err(Errno::NOTCONN | Errno::CONNABORTED))
+}
+
+/// Detaches what is mounted at `path`; open files below it keep it until they are closed.
+pub fn detach(path: &Path) -> Result<(), MountError> {
+    rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(step("detach", path))
+}
+
+/// The cloned mounts that directories are opened in, one per mount.
+struct Clones {
+    mounts: Vec<MountLine>,
+    open: Vec<(u64, PathBuf, OwnedFd)>,
+}
+
+impl Clones {
+    fn open_dir(&mut self, path: &Path) -> Result<OwnedFd, MountError> {
+        let covers = |mount: &MountLine| mount.fstype == FSTYPE || mount.fstype == "autofs";
+        let Some(mount) = table::containing(&self.mounts, path, covers) else {
+            return Err(MountError::NotADirectory(path.to_owned()));
+        };
+        let known = self.open.iter().position(|(id, ..)| *id == mount.id);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+                let clone = rustix::mount::open_tree(rustix::fs::CWD, &mount.point, flags).map_err(|err| match err {
+                    Errno::PERM => MountError::NotRoot,
+                    err => step("clone the mount of", path)(err),
+                })?;
+                self.open.push((mount.id, mount.point.clone(), clone));
+                self.open.len() - 1
+            }
+        };
+        let (_, point, clone) = &self.open[at];
+        let below = path.strip_prefix(point).unwrap_or(Path::new(""));
+        let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+        rustix::fs::openat2(clone, below, flags, Mode::empty(), resolve).map_err(|err| match err {
+            Errno::NOTDIR => MountError::NotADirectory(path.to_owned()),
+            err => step("open", path)(err),
+        })
+    }
+}
+
+fn raise_descriptors() {
+    let now = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: Some(DESCRIPTORS), maximum: Some(now.maximum.map_or(DESCRIPTORS, |max| max.max(DESCRIPTORS))) };
+    let most = Rlimit { current: now.maximum, maximum: now.maximum };
+    if setrlimit(Resource::Nofile, wanted).is_err() && setrlimit(Resource::Nofile, most).is_err() {
+        tracing::warn!("the limit of open files stays at {:?}; a listing of more files than that will fail", now.current);
+    }
+}
+
+/// One mounted directory, as `status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MountStats {
+    /// What it is to apt.
+    pub role: Role,
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// Its device, as in the mount table: `major:minor`.
+    pub device: String,
+    /// Its files by state.
+    pub counts: Counts,
+    /// Ghosts that were opened since the start.
+    pub ghosts_opened: u64,
+    /// Blocks that matched their checksum when they were read, since the start.
+    pub blocks_checked: u64,
+    /// Blocks that did not.
+    pub blocks_bad: u64,
+    /// Of these, blocks that were fetched again.
+    pub blocks_mended: u64,
+    /// Files hashed from first to last byte since the start.
+    pub files_hashed: u64,
+}
+
+/// One directory that is mounted and served.
+#[derive(Debug)]
+pub struct Mount {
+    spec: MountSpec,
+    tree: Arc<Tree>,
+    dir: OwnedFd,
+    device: String,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+/// All mounts of this process. Dropping it detaches them.
+#[derive(Debug)]
+pub struct Mounts {
+    mounts: Vec<Mount>,
+}
+
+impl Mounts {
+    /// Mounts what was prepared and serves it with `threads` FUSE threads each. What was mounted is detached again if a
+    /// later one fails.
+    pub fn mount(prepared: Vec<PreparedMount>, parts: &TreeParts, verify: bool, threads: usize) -> Result<Self, MountError> {
+        let mut mounts = Self { mounts: Vec::new() };
+        for PreparedMount { spec, dir } in prepared {
+            let lock = lock::hold_in(dir.as_fd(), LOCK_WAIT).map_err(step("lock", &spec.path))?;
+            if lock.is_none() {
+                return Err(MountError::Locked(spec.path));
+            }
+            let options = TreeOptions { verify, browse: spec.options.browse, lazy_archives: !spec.options.no_lazy_archives };
+            let root = dir.try_clone().map_err(step("open", &spec.path))?;
+            let tree = Tree::new(spec.role, root, options, parts.clone())?;
+            mounts.mounts.push(Mount::start(spec, tree, dir, threads)?);
+            drop(lock);
+        }
+        Ok(mounts)
+    }
+
+    /// The trees that are served.
+    pub fn trees(&self) -> impl Iterator<Item = &Arc<Tree>> {
+        self.mounts.iter().map(|mount| &mount.tree)
+    }
+
+    /// Where they are mounted: what a supervisor detaches when this process dies.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.mounts.iter().map(|mount| mount.spec.path.as_path())
+    }
+
+    /// The figures of each mount.
+    pub fn stats(&self) -> Result<Vec<MountStats>, StoreError> {
+        self.mounts.iter().map(Mount::stats).collect()
+    }
+
+    /// Whether all are still served: somebody may have called `umount`.
+    pub fn all_served(&self) -> bool {
+        self.mounts.iter().all(|mount| mount.thread.as_ref().is_some_and(|thread| !thread.is_finished()))
+    }
+
+    /// Unmounts all, each under apt's lock. If one is busy or locked it and those after it stay mounted.
+    pub fn unmount(&mut self) -> Result<(), MountError> {
+        while let Some(mount) = self.mounts.last_mut() {
+            mount.unmount()?;
+            self.mounts.pop();
+        }
+        Ok(())
+    }
+
+    /// Detaches all at once, whoever uses them. Files that are open stay served until they are closed.
+    pub fn detach(&mut self) {
+        for mut mount in self.mounts.drain(..).rev() {
+            mount.detach();
+        }
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+impl Mount {
+    fn start(spec: MountSpec, tree: Arc<Tree>, dir: OwnedFd, threads: usize) -> Result<Self, MountError> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(MountError::NoDevice)?;
+        mount_at(&spec, &device)?;
+        let served = (|| {
+            let session = adapter::session(Arc::clone(&tree), device, threads).map_err(step("serve", &spec.path))?;
+            let run = move || session.run();
+            std::thread::Builder::new().name(format!("poolfs-{}", spec.role)).spawn(run).map_err(step("serve", &spec.path))
+        })();
+        match served {
+            Ok(thread) => {
+                let device = device_of(&spec.path);
+                read_ahead(&device);
+                Ok(Self { spec, tree, dir, device, thread: Some(thread) })
+            }
+            Err(err) => {
+                detach(&spec.path)?;
+                Err(err)
+            }
+        }
+    }
+
+    fn stats(&self) -> Result<MountStats, StoreError> {
+        let counters = self.tree.counters();
+        Ok(MountStats {
+            role: self.spec.role,
+            path: self.spec.path.clone(),
+            device: self.device.clone(),
+            counts: self.tree.parts.store.counts(self.spec.role)?,
+            ghosts_opened: counters.ghosts_opened.load(Ordering::Relaxed),
+            blocks_checked: counters.blocks_checked.load(Ordering::Relaxed),
+            blocks_bad: counters.blocks_bad.load(Ordering::Relaxed),
+            blocks_mended: counters.blocks_mended.load(Ordering::Relaxed),
+            files_hashed: counters.files_hashed.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Whether the mount table still shows this mount on top of its directory.
+    fn is_mounted(&self) -> bool {
+        let mounts = table::read().unwrap_or_default();
+        table::top(&mounts, &self.spec.path).is_some_and(|mount| mount.fstype == FSTYPE && mount.device == self.device)
+    }
+
+    fn unmount(&mut self) -> Result<(), MountError> {
+        if self.is_mounted() {
+            let lock = lock::hold_in(self.dir.as_fd(), LOCK_WAIT).map_err(step("lock", &self.spec.path))?;
+            if lock.is_none() {
+                return Err(MountError::Locked(self.spec.path.clone()));
+            }
+            let deadline = std::time::Instant::now() + BUSY_WAIT;
+            loop {
+                match rustix::mount::unmount(&self.spec.path, UnmountFlags::NOFOLLOW) {
+                    Ok(()) => break,
+                    Err(Errno::BUSY) if std::time::Instant::now() < deadline => std::thread::sleep(BUSY_TRY_EVERY),
+                    Err(Errno::BUSY) => return Err(MountError::Busy(self.spec.path.clone())),
+                    Err(err) => return Err(step("unmount", &self.spec.path)(err)),
+                }
+            }
+        }
+        self.join();
+        Ok(())
+    }
+
+    fn detach(&mut self) {
+        if self.is_mounted()
+            && let Err(err) = detach(&self.spec.path)
+        {
+            tracing::error!("{err}");
+        }
+    }
+
+    /// Waits for the FUSE threads, which end when the last user of the mount has gone.
+    fn join(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => tracing::warn!("{}: the session ended with: {err}", self.spec.path.display()),
+            Err(_) => tracing::error!("{}: the session's thread panicked", self.spec.path.display()),
+        }
+    }
+}
+
+/// mount(2) with our own options: fuser's would want libfuse's helper for some of them.
+fn mount_at(spec: &MountSpec, device: &OwnedFd) -> Result<(), MountError> {
+    let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.as_raw_fd());
+    let data = CString::new(data).expect("no zero byte in it");
+    let mut flags = MountFlags::empty();
+    for (wanted, flag) in
+        [(spec.options.read_only, MountFlags::RDONLY), (spec.options.nosuid, MountFlags::NOSUID), (spec.options.nodev, MountFlags::NODEV)]
+    {
+        if wanted {
+            flags |= flag;
+        }
+    }
+    rustix::mount::mount("poolfs", &spec.path, FSTYPE, flags, data.as_c_str()).map_err(|err| match err {
+        Errno::PERM => MountError::NotRoot,
+        Errno::NODEV => MountError::NoDevice(err),
+        err => step("mount", &spec.path)(err),
+    })
+}
+
+/// The mount's device as `major:minor`, empty if it is gone already.
+fn device_of(path: &Path) -> String {
+    let mounts = table::read().unwrap_or_default();
+    table::top(&mounts, path).map_or_else(String::new, |mount| mount.device.clone())
+}
+
+/// Larger read-ahead than the kernel offers at first. Costs nothing but speed where /sys is not writable.
+fn read_ahead(device: &str) {
+    let path = Path::new("/sys/class/bdi").join(OsStr::new(device)).join("read_ahead_kb");
+    if let Err(err) = std::fs::write(&path, READ_AHEAD_KIB) {
+        tracing::debug!("{}: {err}", path.display());
+    }
+}

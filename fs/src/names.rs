@@ -1,0 +1,24 @@
+//! What apt's lists say exists, as the trees see it.
+
+use crate::errno::FsError;
+use poolfs_core::Digest;
+use poolfs_core::catalog::{Catalog, Entry};
+
+/// The catalog. A trait, so that a tree can be tested over a handful of names.
+pub trait Names: Send + Sync + 'static {
+    /// What should be under this name in `archives/`.
+    fn archive(&self, name: &[u8]) -> Result<Option<Entry>, FsError>;
+
+    /// What the file with this digest is.
+    fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError>;
+}
+
+impl Names for Catalog {
+    fn archive(&self, name: &[u8]) -> Result<Option<Entry>, FsError> {
+        Ok(Self::archive(self, name)?)
+    }
+
+    fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError> {
+        Ok(Self::by_digest(self, digest)?)
+    }
+}

@@ -1,0 +1,254 @@
+//! The whole directory compared with the database: at start, and for `poolfs verify`.
+
+use super::bytes::below;
+use super::{Caller, Tree};
+use crate::content::Claim;
+use crate::errno::FsError;
+use crate::inode::{Node, ROOT};
+use poolfs_core::piece::{self, BLOCK_BYTES};
+use rustix::fs::FileType;
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::sync::Arc;
+
+/// Who a scan is to the tree.
+const SCANNER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+
+/// Directories below each other that a scan goes into; apt has two levels.
+const DEPTH_MAX: usize = 64;
+
+/// What a scan found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scanned {
+    /// Regular files.
+    pub files: u64,
+    /// Of these, files that had to be hashed.
+    pub hashed: u64,
+    /// Records of files that are gone.
+    pub forgotten: u64,
+    /// Files that could not be read or recorded, with the reason.
+    pub problems: Vec<String>,
+}
+
+/// What a verification of every block found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Files read.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Files with a damaged block that was repaired.
+    pub repaired: Vec<String>,
+    /// Files with a damaged block that stays damaged.
+    pub damaged: Vec<String>,
+    /// Files that could not be read at all, with the reason.
+    pub problems: Vec<String>,
+}
+
+/// Problems listed; further ones are only counted in the log.
+const PROBLEMS_MAX: usize = 100;
+
+impl Tree {
+    /// Gives every file a record and takes records from files that are gone. Files whose stamp is recorded are not read.
+    pub async fn scan(self: &Arc<Self>) -> Result<Scanned, FsError> {
+        let mut scanned = Scanned::default();
+        let mut present = HashSet::new();
+        for path in self.files().await? {
+            let hashed_before = self.counters.files_hashed.load(std::sync::atomic::Ordering::Relaxed);
+            match self.with_file(&path, |tree, node| async move { tree.settle(&node).await }).await {
+                Ok(()) => {
+                    scanned.files += 1;
+                    let hashed = self.counters.files_hashed.load(std::sync::atomic::Ordering::Relaxed);
+                    scanned.hashed += u64::from(hashed > hashed_before);
+                }
+                Err(err) => note(&mut scanned.problems, &path, &err),
+            }
+            present.insert(path);
+        }
+        let forgotten = self
+            .blocking(move |tree| {
+                let mut gone = Vec::new();
+                tree.parts.store.each_file(tree.role, |path, _| {
+                    if !present.contains(path) {
+                        gone.push(path.to_vec());
+                    }
+                })?;
+                let mut forgotten = 0;
+                for path in gone {
+                    let _names = tree.names_lock.write();
+                    // It may have been made since the listing.
+                    if !tree.exists(&path) {
+                        tree.parts.store.removed(tree.role, &path)?;
+                        forgotten += 1;
+                    }
+                }
+                Ok(forgotten)
+            })
+            .await?;
+        scanned.forgotten = forgotten;
+        Ok(scanned)
+    }
+
+    /// Reads every block of every file, and repairs damaged ones if `repair`; `progress` gets the bytes of each file read.
+    pub async fn verify(self: &Arc<Self>, repair: bool, progress: impl Fn(u64) + Send + Sync) -> Result<Verified, FsError> {
+        let mut verified = Verified::default();
+        for path in self.files().await? {
+            let outcome = self.with_file(&path, |tree, node| async move { tree.verify_file(&node, repair).await }).await;
+            let name = String::from_utf8_lossy(&path).into_owned();
+            match outcome {
+                Ok(outcome) => {
+                    verified.files += 1;
+                    verified.bytes += outcome.bytes;
+                    progress(outcome.bytes);
+                    if outcome.damaged {
+                        verified.damaged.push(name);
+                    } else if outcome.repaired {
+                        verified.repaired.push(name);
+                    }
+                }
+                Err(err) => note(&mut verified.problems, &path, &err),
+            }
+        }
+        Ok(verified)
+    }
+
+    async fn verify_file(self: &Arc<Self>, node: &Arc<Node>, repair: bool) -> Result<FileOutcome, FsError> {
+        self.settle(node).await?;
+        let opened = self.open(node.id, libc::O_RDONLY, &SCANNER).get().await?;
+        let outcome = self.verify_handle(node, opened.fh, repair).await;
+        self.release(opened.fh)?;
+        outcome
+    }
+
+    async fn verify_handle(self: &Arc<Self>, node: &Arc<Node>, fh: u64, repair: bool) -> Result<FileOutcome, FsError> {
+        let mut outcome = FileOutcome::default();
+        let size = match node.real()?.stat() {
+            Ok(stat) => u64::try_from(stat.st_size).unwrap_or(0),
+            Err(err) => return Err(err.into()),
+        };
+        for index in 0..piece::count(size, BLOCK_BYTES) {
+            let span = piece::span(index, size, BLOCK_BYTES);
+            let len = u32::try_from(span.end - span.start).unwrap_or(BLOCK_BYTES);
+            let tried = self.blocking(move |tree| Ok(matches!(tree.read(fh, span.start, len), super::Answer::Ready(Ok(_))))).await?;
+            if !tried {
+                if repair && self.read(fh, span.start, len).get().await.is_ok() {
+                    outcome.repaired = true;
+                } else {
+                    outcome.damaged = true;
+                    self.mark_damaged(node)?;
+                }
+            }
+            outcome.bytes += u64::from(len);
+        }
+        Ok(outcome)
+    }
+
+    fn mark_damaged(&self, node: &Node) -> Result<(), FsError> {
+        let _names = self.names_still();
+        if matches!(node.content.state.lock().claim, Claim::Known(_)) {
+            for link in self.table.links(node.id) {
+                self.parts.store.set_state(self.role, &link.path, poolfs_core::store::State::Damaged)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The paths of all regular files, below the mount.
+    async fn files(self: &Arc<Self>) -> Result<Vec<Vec<u8>>, FsError> {
+        self.blocking(|tree| {
+            let mut files = Vec::new();
+            tree.walk(ROOT, &[], 0, &mut files)?;
+            Ok(files)
+        })
+        .await
+    }
+
+    fn walk(self: &Arc<Self>, dir: u64, path: &[u8], depth: usize, files: &mut Vec<Vec<u8>>) -> Result<(), FsError> {
+        let fh = self.opendir(dir)?;
+        let mut dirs: Vec<OsString> = Vec::new();
+        let mut unsure: Vec<OsString> = Vec::new();
+        let listed = self.readdir(fh, 0, |entry| {
+            match entry.kind {
+                FileType::RegularFile => files.push(below(path, &entry.name)),
+                FileType::Directory if entry.name != "." && entry.name != ".." => dirs.push(entry.name.clone()),
+                FileType::Unknown => unsure.push(entry.name.clone()),
+                _ => {}
+            }
+            false
+        });
+        self.releasedir(fh)?;
+        listed?;
+        for name in unsure {
+            let Ok((node, _)) = self.look_up_real(&self.table.get(dir)?, &name) else { continue };
+            if Self::is_file(&node) {
+                files.push(below(path, &name));
+            }
+            self.forget(node.id, 1);
+        }
+        if depth == DEPTH_MAX {
+            return Ok(());
+        }
+        for name in dirs {
+            // What is gone by now needs no scan.
+            let Ok((node, _)) = self.look_up_real(&self.table.get(dir)?, &name) else { continue };
+            let walked = self.walk(node.id, &below(path, &name), depth + 1, files);
+            self.forget(node.id, 1);
+            walked?;
+        }
+        Ok(())
+    }
+
+    fn exists(&self, path: &[u8]) -> bool {
+        use std::os::unix::ffi::OsStrExt as _;
+        self.table.root().real().is_ok_and(|root| {
+            let path = std::ffi::OsStr::from_bytes(path);
+            rustix::fs::statat(root.fd(), path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        })
+    }
+
+    /// Looks a path up, runs `body` on its node, and forgets what was looked up.
+    pub(crate) async fn with_file<T, F>(self: &Arc<Self>, path: &[u8], body: impl FnOnce(Arc<Self>, Arc<Node>) -> F) -> Result<T, FsError>
+    where
+        F: Future<Output = Result<T, FsError>>,
+    {
+        use std::os::unix::ffi::OsStrExt as _;
+        let mut held = Vec::new();
+        let mut node = Arc::clone(self.table.root());
+        let mut found = Ok(());
+        for name in path.split(|byte| *byte == b'/') {
+            match self.look_up_real(&node, std::ffi::OsStr::from_bytes(name)) {
+                Ok((next, _)) => {
+                    held.push(next.id);
+                    node = next;
+                }
+                Err(err) => {
+                    found = Err(err);
+                    break;
+                }
+            }
+        }
+        let result = match found {
+            Ok(()) => body(Arc::clone(self), node).await,
+            Err(err) => Err(err),
+        };
+        for id in held.into_iter().rev() {
+            self.forget(id, 1);
+        }
+        result
+    }
+}
+
+#[derive(Default)]
+struct FileOutcome {
+    bytes: u64,
+    repaired: bool,
+    damaged: bool,
+}
+
+fn note(problems: &mut Vec<String>, path: &[u8], err: &FsError) {
+    let path = String::from_utf8_lossy(path);
+    tracing::warn!("{path}: {err}");
+    if problems.len() < PROBLEMS_MAX {
+        problems.push(format!("{path}: {err}"));
+    }
+}
