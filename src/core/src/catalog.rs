@@ -19,6 +19,8 @@ pub mod packages;
 mod refresh;
 pub mod release;
 pub mod sources;
+#[cfg(test)]
+mod tests;
 
 pub use apt_config::AptConfig;
 pub use refresh::{Refreshed, Vanished};
@@ -48,9 +50,6 @@ pub enum CatalogError {
         /// What went wrong.
         why: String,
     },
-    /// The lists directory cannot be read.
-    #[error("read the lists directory: {0}")]
-    Lists(std::io::Error),
 }
 
 impl From<rusqlite::Error> for CatalogError {

@@ -495,3 +495,159 @@ fn output(command: &mut Command, wait: Duration) -> Result<Vec<u8>, String> {
         Ok(Ok(bytes)) => Ok(bytes),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// A configuration from dump lines, `sources.list` and `auth.conf`, in a private directory.
+    fn config(dump: &str, sources: &str, auth: &str, environment: Environment) -> AptConfig {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("sources.list"), sources).unwrap();
+        std::fs::write(directory.path().join("auth.conf"), auth).unwrap();
+        let root = directory.path().display();
+        let all = format!("Dir {root}\nDir::Etc::sourcelist sources.list\nDir::Etc::netrc auth.conf\nAPT::Architecture amd64\n{dump}");
+        AptConfig::of_options(Options::parse(&all), &[], environment)
+    }
+
+    fn of_dump(dump: &str) -> AptConfig {
+        config(dump, "", "", Environment::default())
+    }
+
+    /// Values with spaces, quotes and line feeds are what breaks a parser of the plain dump.
+    #[test]
+    fn options_are_read_as_apt_writes_them() {
+        let options = Options::parse("A::b x%20%22y%0az\nA::LIST \nA::LIST:: one\nA::LIST:: two\nWords a,b c\nEmpty \nOn yes\nOff 0\n");
+        assert_eq!(options.get("a::B"), Some("x \"y\nz"));
+        assert_eq!(options.list("a::list"), ["one", "two"]);
+        assert_eq!(options.list("words"), ["a", "b", "c"]);
+        assert_eq!(options.list("absent"), Vec::<String>::new());
+        assert_eq!((options.get("Empty"), options.get("absent")), (None, None));
+        assert!(options.truth("On", false) && !options.truth("Off", true) && options.truth("absent", true));
+    }
+
+    /// A lists directory looked for at the wrong place.
+    #[test]
+    fn paths_are_joined_to_their_parents() {
+        let check = |dump: &str, want: &str| assert_eq!(Options::parse(dump).path("Dir::State::lists"), Some(PathBuf::from(want)));
+        check("Dir /\nDir::State var/lib/apt\nDir::State::lists lists/\n", "/var/lib/apt/lists/");
+        check("Dir /\nDir::State /s/\nDir::State::lists lists\n", "/s/lists");
+        check("Dir /\nDir::State::lists lists\n", "/lists");
+        check("Dir /\nDir::State::lists /l\nRootDir /r/\n", "/r/l");
+        check("Dir::State::lists ./here\n", "./here");
+        assert_eq!(Options::parse("Dir /\n").path("Dir::State::lists"), None);
+    }
+
+    /// The wrong proxy: no mirror, or a request that was meant to stay inside.
+    #[test]
+    fn proxies_are_chosen_as_by_the_http_method() {
+        let environment = Environment {
+            http_proxy: Some("http://env:1".to_owned()),
+            https_proxy: Some("http://envs:2".to_owned()),
+            no_proxy: Some("localhost,.inner.example".to_owned()),
+        };
+        let check = |dump: &str, environment: &Environment, uri: &str, want: Option<&str>| {
+            let proxy = config(dump, "", "", environment.clone()).proxy(&Uri::parse(uri));
+            assert_eq!(proxy.as_deref(), want, "{dump:?} {uri}");
+        };
+        let none = Environment::default();
+        check("", &none, "http://h/", None);
+        check("Acquire::http::Proxy http://p:3\n", &none, "http://h/", Some("http://p:3"));
+        check("Acquire::http::Proxy http://p:3\n", &none, "https://h/", Some("http://p:3"));
+        check("Acquire::http::Proxy http://p:3\nAcquire::https::Proxy http://q\n", &none, "https://h/", Some("http://q"));
+        check("Acquire::http::Proxy http://p:3\nAcquire::http::Proxy::h DIRECT\n", &none, "http://h/", None);
+        check("Acquire::http::Proxy http://p:3\nAcquire::http::Proxy::h DIRECT\n", &none, "http://other/", Some("http://p:3"));
+        check("Acquire::http::Proxy::h http://own\n", &none, "https://h/", Some("http://own"));
+        check("Acquire::http::Proxy DIRECT\n", &environment, "http://h/", None);
+        check("", &environment, "http://h/", Some("http://env:1"));
+        check("", &environment, "https://h/", Some("http://envs:2"));
+        check("Acquire::http::Proxy http://p:3\n", &environment, "http://h/", Some("http://p:3"));
+        check("Acquire::http::Proxy http://p:3\n", &environment, "http://a.INNER.example/", None);
+        check("", &environment, "http://localhost:80/", None);
+    }
+
+    /// A package of a private repository that leaves the machine; or a password sent to the wrong host.
+    #[test]
+    fn repositories_with_credentials_are_private() {
+        let auth = "# machine commented.example login x password y\nmachine secret.example login me password pw\n\
+                    machine http://plain.example:8080/repo\n login u\n password p:w\n";
+        let config = config("Acquire::https::cert.example::SslCert /c.pem\n", "", auth, Environment::default())
+            .with_private(&["named.example".to_owned(), "http://h/inner/".to_owned()]);
+        let check = |uri: &str, private: bool, url: &str| {
+            let uri = Uri::parse(uri);
+            assert_eq!(config.is_private(&uri), private, "{uri}");
+            assert_eq!(config.file_url(&uri, "pool/a+b~1 c.deb"), format!("{url}pool/a%2bb%7e1%20c.deb"));
+        };
+        check("http://h/debian/", false, "http://h/debian/");
+        check("http://user:word@h/debian/", true, "http://user:word@h/debian/");
+        check("https://secret.example/x/", true, "https://me:pw@secret.example/x/");
+        check("http://secret.example/x/", true, "http://secret.example/x/");
+        check("http://plain.example:8080/repo/", true, "http://u:p%3aw@plain.example:8080/repo/");
+        check("http://plain.example:8080/other/", true, "http://plain.example:8080/other/");
+        check("http://commented.example/", false, "http://commented.example/");
+        check("https://cert.example/", true, "https://cert.example/");
+        check("http://cert.example/", false, "http://cert.example/");
+        check("http://Named.example/", true, "http://Named.example/");
+        check("http://h/inner/x/", true, "http://h/inner/x/");
+        assert!(!format!("{config:?}").contains("pw"), "no password in a log");
+    }
+
+    /// apt looks at the forms in this order; another order reads a file that apt does not.
+    #[test]
+    fn forms_follow_the_configured_order() {
+        use Form::{Bzip2, Gzip, Lz4, Lzma, Xz, Zstd};
+        assert_eq!(of_dump("").forms(), [Zstd, Xz, Bzip2, Lzma, Gzip, Lz4]);
+        let order =
+            "Acquire::CompressionTypes::Order:: gz\nAcquire::CompressionTypes::Order:: nonsense\nAcquire::CompressionTypes::Order:: lz4\n";
+        assert_eq!(of_dump(order).forms(), [Gzip, Lz4, Zstd, Xz, Bzip2, Lzma]);
+    }
+
+    /// A list that is expected under another name is never read.
+    #[test]
+    fn targets_are_those_of_apt() {
+        let names = |dump: &str, sources: &str| -> Vec<String> {
+            let targets = config(dump, sources, "", Environment::default()).targets();
+            targets.into_iter().map(|target| format!("{} {} {}", target.name, target.inrelease_name, target.meta_key)).collect()
+        };
+        let foreign = "APT::Architectures:: amd64\nAPT::Architectures:: i386\n";
+        let in_s =
+            |architecture: &str| format!("h_dists_s_c_binary-{architecture}_Packages h_dists_s_InRelease c/binary-{architecture}/Packages");
+        assert_eq!(names("", "deb http://h/ s c\ndeb http://h/ s c\n"), [in_s("amd64"), in_s("all")]);
+        assert_eq!(names(foreign, "deb http://h/ s c\n"), [in_s("amd64"), in_s("i386"), in_s("all")]);
+        assert_eq!(names(foreign, "deb [arch-=amd64,all arch+=arm64] http://h/ s c\n"), [in_s("i386"), in_s("arm64")]);
+        assert_eq!(names("", "deb-src http://h/ s c\n"), ["h_dists_s_c_source_Sources h_dists_s_InRelease c/source/Sources"]);
+        assert_eq!(names("", "deb http://h/ ./\n"), ["h_._Packages h_._InRelease Packages"]);
+    }
+
+    /// A detection program that hangs must not hang the start.
+    #[test]
+    fn commands_are_bounded() {
+        let run = |script: &str, wait_s: u64| output(Command::new("sh").args(["-c", script]), Duration::from_secs(wait_s));
+        assert_eq!(run("echo http://p:1", 60).unwrap(), b"http://p:1\n");
+        assert_eq!(run("exec sleep 600", 0).unwrap_err(), "sh did not answer within 0 s");
+        assert_eq!(run("exit 3", 60).unwrap_err(), "sh failed (exit status: 3); run it by hand to see why");
+        let absent = output(&mut Command::new("/nonexistent/detect"), Duration::from_secs(60)).unwrap_err();
+        assert!(absent.starts_with("detect cannot be started: "), "{absent}");
+    }
+
+    /// `Proxy-Auto-Detect` as apt runs it: with the URI, once, its first line; nothing means the general proxy.
+    #[test]
+    fn proxies_are_detected() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("detect");
+        let check = |script: &str, want: Option<&str>| {
+            std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let dump = format!("Acquire::http::Proxy-Auto-Detect {}\nAcquire::http::Proxy http://general\n", program.display());
+            let mut config = config(&dump, "deb http://u:p@h/x s c\n", "", Environment::default());
+            config.detect_proxies();
+            assert_eq!(config.proxy(&config.sources.sources[0].uri).as_deref(), want, "{script}: {:?}", config.sources.problems);
+        };
+        check("test \"$1\" = http://h/x/ && echo 'http://found:1 '", Some("http://found:1"));
+        check("echo DIRECT", None);
+        check("true", Some("http://general"));
+        check("echo ftp://other", Some("http://general"));
+        check("exit 1", Some("http://general"));
+    }
+}

@@ -150,3 +150,92 @@ impl<R: io::BufRead> Read for Lz4Frames<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    const PLAIN: &[u8] = include_bytes!("testdata/Packages");
+
+    /// What the command-line tools of each form made of it.
+    const PACKED: [(Form, &[u8]); 6] = [
+        (Form::Gzip, include_bytes!("testdata/Packages.gz")),
+        (Form::Xz, include_bytes!("testdata/Packages.xz")),
+        (Form::Bzip2, include_bytes!("testdata/Packages.bz2")),
+        (Form::Lz4, include_bytes!("testdata/Packages.lz4")),
+        (Form::Zstd, include_bytes!("testdata/Packages.zst")),
+        (Form::Lzma, include_bytes!("testdata/Packages.lzma")),
+    ];
+
+    fn unpack(form: Form, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        form.reader_up_to(io::Cursor::new(bytes.to_vec()), 1 << 20)?.read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    /// A form that is not read leaves the catalog empty on machines that keep it.
+    #[test]
+    fn every_form_is_read() {
+        assert_eq!(unpack(Form::Plain, PLAIN).unwrap(), PLAIN);
+        for (form, bytes) in PACKED {
+            assert_eq!(unpack(form, bytes).unwrap(), PLAIN, "{form:?}");
+            assert_eq!(Form::of_extension(&form.suffix()[1..]), Some(form));
+        }
+        assert_eq!(Form::of_extension(""), None);
+    }
+
+    /// `pigz`, `pixz` and `zstd` write several frames; the later ones count too. (`.lzma` has no such thing.)
+    #[test]
+    fn frames_in_a_row_are_one_file() {
+        for (form, bytes) in PACKED.into_iter().filter(|(form, _)| *form != Form::Lzma) {
+            assert_eq!(unpack(form, &[bytes, bytes].concat()).unwrap(), [PLAIN, PLAIN].concat(), "{form:?}");
+        }
+    }
+
+    /// A half list taken for a whole one: its packages would silently be missing.
+    #[test]
+    fn every_truncation_is_an_error() {
+        for (form, bytes) in PACKED {
+            for length in 0..bytes.len() {
+                let unpacked = unpack(form, &bytes[..length]);
+                assert!(unpacked.is_err(), "{form:?} cut to {length} of {} gave {} bytes", bytes.len(), unpacked.unwrap().len());
+            }
+        }
+    }
+
+    /// Disks flip bits: an error or other bytes, never a panic or an endless loop.
+    #[test]
+    fn flipped_bits_do_no_harm() {
+        for (form, bytes) in PACKED {
+            for position in 0..bytes.len() {
+                let mut mangled = bytes.to_vec();
+                mangled[position] ^= 1 << (position % 8);
+                if let Ok(unpacked) = unpack(form, &mangled) {
+                    assert!(unpacked.len() <= 1 << 20, "{form:?} {position}");
+                }
+            }
+        }
+    }
+
+    /// One form under another's name, and no form at all.
+    #[test]
+    fn foreign_bytes_are_errors() {
+        for (form, _) in PACKED {
+            for (other, bytes) in PACKED.into_iter().filter(|(other, _)| *other != form) {
+                assert!(unpack(form, bytes).is_err(), "{other:?} as {form:?}");
+            }
+            assert!(unpack(form, PLAIN).is_err(), "plain as {form:?}");
+        }
+    }
+
+    /// A few kilobytes that unpack to gigabytes must not fill the disk.
+    #[test]
+    fn what_comes_out_is_bounded() {
+        let small = io::repeat(0).take(3 << 20);
+        let mut packed = Vec::new();
+        flate2::read::GzEncoder::new(small, flate2::Compression::best()).read_to_end(&mut packed).unwrap();
+        assert!(packed.len() < 8 << 10);
+        assert_eq!(unpack(Form::Gzip, &packed).unwrap_err().to_string(), "unpacks to more than an index may have");
+    }
+}

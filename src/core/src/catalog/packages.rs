@@ -1,8 +1,13 @@
 //! `Packages` and `Sources`: streaming, only the fields that the catalog needs.
 //!
-//! A parser of our own, because of speed and bounds: it looks at each line once, copies only the wanted fields into
-//! buffers that are used again, and holds one stanza whatever the file says. A stanza that cannot name a file safely (a
-//! `/` in a name, a size that does not fit, no SHA-256) is refused and counted; the others are taken all the same.
+//! A parser of our own, because of bounds and speed: it looks at each line once, copies only the wanted fields into
+//! buffers that are used again, and holds one line whatever the file says. deb822-fast, which reads Release files and
+//! `.sources` here, was measured on bookworm's main list of 50 MB first (2 cores, release build): 0.42 s and 225 MB as owned
+//! paragraphs, 0.18 s through its reader, which has no limit on a line or a paragraph, 0.08 s borrowed from the whole text
+//! in memory, which a list is not; this parser takes 0.06 s and 2 MB.
+//!
+//! A stanza that cannot name a file safely (a `/` in a name, a size that does not fit, no SHA-256) is refused and counted;
+//! the others are taken all the same.
 
 use super::names;
 use super::release::stays_below;
@@ -32,9 +37,12 @@ pub enum ListError<E> {
     /// The file or its compression is broken.
     #[error("{0}")]
     Read(#[from] io::Error),
-    /// Nothing in it looks like a stanza.
-    #[error("has no package stanza")]
-    NoStanza,
+    /// Every stanza was refused: it is no list, or one without SHA-256.
+    #[error("has no usable package ({why})")]
+    NoPackage {
+        /// Of the first stanza.
+        why: String,
+    },
     /// What the caller did with a stanza failed.
     #[error("{0}")]
     Taker(E),
@@ -278,7 +286,6 @@ fn read_stanzas<E>(
     let mut stanza = Stanza::default();
     let mut tally = Tally::default();
     let mut current: Option<Field> = None;
-    let mut anything = false;
     loop {
         let line = lines.next()?;
         let blank = match line {
@@ -309,7 +316,6 @@ fn read_stanzas<E>(
             continue;
         }
         let Line::Whole(text) = line else { continue };
-        anything = true;
         stanza.grow(text);
         if matches!(text[0], b' ' | b'\t') {
             if let Some(field) = current {
@@ -332,8 +338,8 @@ fn read_stanzas<E>(
             stanza.append(field, text[colon + 1..].trim_ascii());
         }
     }
-    if anything && tally.taken == 0 {
-        return Err(ListError::NoStanza);
+    if tally.taken == 0 && tally.refused > 0 {
+        return Err(ListError::NoPackage { why: tally.examples.swap_remove(0) });
     }
     Ok(tally)
 }
@@ -400,5 +406,217 @@ impl<R: Read> Lines<R> {
             }
             self.end += read;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    const DIGEST: &str = "2e6e2f1a0007dc43bc91c273fd36e91e40a4f1c2765a03eca68b70a42103878a";
+
+    fn stanza(changed: &[(&str, &str)]) -> String {
+        let mut fields = vec![
+            ("Package", "hello"),
+            ("Version", "2.10-3"),
+            ("Architecture", "amd64"),
+            ("Filename", "pool/main/h/hello/hello_2.10-3_amd64.deb"),
+            ("Size", "53080"),
+            ("SHA256", DIGEST),
+        ];
+        for &(name, value) in changed {
+            match fields.iter_mut().find(|(known, _)| *known == name) {
+                Some(field) => field.1 = value,
+                None => fields.push((name, value)),
+            }
+        }
+        let line = |(name, value): &(&str, &str)| if *value == "absent" { String::new() } else { format!("{name}: {value}\n") };
+        fields.iter().map(line).collect::<String>() + "\n"
+    }
+
+    /// Reads through a reader that gives `step` bytes at a time.
+    fn read_by(text: &[u8], step: usize) -> Result<(Vec<String>, Tally), String> {
+        struct Steps<'a>(&'a [u8], usize);
+        impl Read for Steps<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let give = self.1.min(self.0.len()).min(buffer.len());
+                buffer[..give].copy_from_slice(&self.0[..give]);
+                self.0 = &self.0[give..];
+                Ok(give)
+            }
+        }
+        let mut found = Vec::new();
+        let take = |listed: Listed<'_>| {
+            let Listed { name, size, path, package, version, source, .. } = listed;
+            found.push(format!("{name}|{size}|{path}|{package}|{version}|{source}"));
+            Ok::<(), std::convert::Infallible>(())
+        };
+        let tally = read_packages(Steps(text, step), take).map_err(|why| why.to_string())?;
+        Ok((found, tally))
+    }
+
+    fn read(text: &[u8]) -> Result<(Vec<String>, Tally), String> {
+        let whole = read_by(text, usize::MAX);
+        assert_eq!(read_by(text, 7), whole, "the cuts of the reader must not matter");
+        whole
+    }
+
+    const HELLO: &str = "hello_2.10-3_amd64.deb|53080|pool/main/h/hello/hello_2.10-3_amd64.deb|hello|2.10-3|";
+
+    /// The real thing, with folded fields, epochs and a Source with a version.
+    #[test]
+    fn real_stanzas() {
+        let (found, tally) = read(include_bytes!("testdata/Packages")).unwrap();
+        assert_eq!(tally, Tally { taken: found.len() as u64, refused: 0, examples: vec![] });
+        assert_eq!(
+            found,
+            [
+                "g++_4%3a12.2.0-3_amd64.deb|1356|pool/main/g/gcc-defaults/g++_12.2.0-3_amd64.deb|g++|4:12.2.0-3|gcc-defaults (1.203)",
+                "libc6_2.36-9+deb12u14_amd64.deb|2759320|pool/main/g/glibc/libc6_2.36-9+deb12u14_amd64.deb|libc6|2.36-9+deb12u14|glibc",
+                HELLO,
+                "tzdata_2026b-0+deb12u1_all.deb|304148|pool/main/t/tzdata/tzdata_2026b-0+deb12u1_all.deb|tzdata|2026b-0+deb12u1|",
+            ]
+        );
+    }
+
+    /// Endings and cases that apt takes too; a stanza lost here is a ghost that never comes.
+    #[test]
+    fn spellings() {
+        let plain = stanza(&[]);
+        let check = |text: String| assert_eq!(read(text.as_bytes()).unwrap().0, [HELLO], "{text:?}");
+        check(plain.clone());
+        check(format!("\n\n{plain}\n\n"));
+        check(plain.trim_end().to_owned() + "\n");
+        check(plain.replace('\n', "\r\n"));
+        check(plain.replace("Package: ", "pACKAGE:\t").replace("SHA256: ", "sha256:"));
+        check(plain.replace("Version:", "Depends: a,\n b,\n Size: 1\nVersion:"));
+        let two = read(format!("{plain}{plain}").as_bytes()).unwrap();
+        assert_eq!(two.0, [HELLO, HELLO]);
+    }
+
+    /// Each of these would make a wrong or a dangerous name, or a ghost that can never be right.
+    #[test]
+    fn bad_stanzas_are_refused_and_the_next_is_taken() {
+        let check = |bad: &[u8], want: &str| {
+            let text = [bad, stanza(&[]).as_bytes()].concat();
+            let (found, tally) = read(&text).unwrap();
+            assert_eq!(found, [HELLO], "{want}");
+            assert_eq!((tally.taken, tally.refused), (1, 1), "{want}");
+            assert_eq!(tally.examples[0].split_once(": ").unwrap().1, want);
+        };
+        let long = "x".repeat(300);
+        let name = "a / in its name, version or architecture";
+        for (field, value, want) in [
+            ("Package", "../../etc/passwd", name),
+            ("Package", "absent", "no Package"),
+            ("Package", "", "no Package"),
+            ("Package", "a\u{7f}b", "a control character in its name, version, architecture or source"),
+            ("Package", long.as_str(), "a file name longer than 255 bytes"),
+            ("Version", "1/2", name),
+            ("Version", "absent", "no Version"),
+            ("Architecture", "../x", name),
+            ("Architecture", "absent", "no Architecture"),
+            ("Filename", "../x.deb", "a Filename that leaves the repository"),
+            ("Filename", "pool/../../x.deb", "a Filename that leaves the repository"),
+            ("Filename", "/etc/x.deb", "a Filename that leaves the repository"),
+            ("Filename", "pool.d/x", "a Filename without an extension"),
+            ("Filename", "absent", "no Filename"),
+            ("Size", "0", "a Size that does not fit"),
+            ("Size", "-1", "a Size that does not fit"),
+            ("Size", "1e3", "a Size that does not fit"),
+            ("Size", "99999999999999999999", "a Size that does not fit"),
+            ("Size", "1099511627777", "a Size that does not fit"),
+            ("Size", "absent", "a Size that does not fit"),
+            ("SHA256", "absent", "no SHA256"),
+            ("SHA256", "cafe", "a SHA256 that is none"),
+            ("Extra\nOther", "1", "a line without a field name"),
+            ("Source", "a\n b", "a control character in its name, version, architecture or source"),
+        ] {
+            check(stanza(&[(field, value)]).as_bytes(), want);
+        }
+        check(stanza(&[]).replace("Size: 53080\n", "Size: 53080\nSize: 1\n").as_bytes(), "a field that is there twice");
+        check(&stanza(&[]).into_bytes().iter().map(|&byte| if byte == b'-' { 0xff } else { byte }).collect::<Vec<_>>(), "not UTF-8");
+        check(stanza(&[("Source", &"x".repeat(VALUE_BYTES_MAX + 1))]).as_bytes(), "a field longer than it may be");
+    }
+
+    /// A line without an end must not take memory without an end, and the next stanza still counts.
+    #[test]
+    fn long_lines_and_stanzas_are_bounded() {
+        let check = |bad: String, want: &str| {
+            let (found, tally) = read_by((bad + &stanza(&[])).as_bytes(), usize::MAX).unwrap();
+            assert_eq!((found.as_slice(), tally.refused), ([HELLO.to_owned()].as_slice(), 1));
+            assert_eq!(tally.examples, [format!("hello: {want}")]);
+        };
+        check(stanza(&[("Depends", &"x".repeat(LINE_BYTES_MAX + 1))]), "a line longer than it may be");
+        check(stanza(&[("Depends", &"x\n ".repeat(usize::try_from(STANZA_BYTES_MAX).unwrap()))]), "longer than a stanza may be");
+        let (found, _) = read_by((stanza(&[("Depends", &"x".repeat(LINE_BYTES_MAX - 100))]) + "\n").as_bytes(), 4096).unwrap();
+        assert_eq!(found, [HELLO], "a long line within the bound is skipped over");
+        let endless = read_by(&vec![b'a'; 3 * LINE_BYTES_MAX], usize::MAX);
+        assert_eq!(endless.unwrap_err(), "has no usable package (: the file ends in the middle of a line)");
+    }
+
+    /// After a cut, only whole stanzas may count: a shortened size or digest must not.
+    #[test]
+    fn every_truncation_takes_whole_stanzas_only() {
+        let text = stanza(&[]) + &stanza(&[("Package", "world")]);
+        let world = HELLO.replace("hello_2.10-3_amd64.deb|5", "world_2.10-3_amd64.deb|5").replace("|hello|", "|world|");
+        for length in 1..=text.len() {
+            match read(&text.as_bytes()[..length]) {
+                Ok((found, _)) => assert!(found == [HELLO] || found == [HELLO, world.as_str()], "{length}: {found:?}"),
+                Err(why) => assert!(why.starts_with("has no usable package ("), "{length}: {why}"),
+            }
+        }
+    }
+
+    /// What a mirror's error page or a foreign file leaves.
+    #[test]
+    fn what_is_no_list_is_an_error() {
+        let check = |text: &str, want: &str| assert_eq!(read(text.as_bytes()).unwrap_err(), format!("has no usable package ({want})"));
+        check("<html>\n<body>404</body>\n", ": a line without a field name");
+        check("\u{0}\u{0}\u{0}\n", ": a line without a field name");
+        check("x", ": the file ends in the middle of a line");
+        check("Origin: Debian\n", ": no Package");
+        check(&stanza(&[("SHA256", "absent")]), "hello: no SHA256");
+        assert_eq!(read(b"").unwrap().0.len(), 0, "an empty list is one: a suite without packages");
+        assert_eq!(read(b"\n\n").unwrap().0.len(), 0);
+    }
+
+    /// The files of a source package, by digest, with their path in the pool.
+    #[test]
+    fn source_packages() {
+        let sums = format!(" {DIGEST} 1183 hello_2.10-3.dsc\n {DIGEST} 725946 hello_2.10.orig.tar.gz\n");
+        let good = |directory: &str| {
+            format!(
+                "Package: hello\nBinary: hello\nVersion: 2.10-3\nFiles:\n 27ab798c1d8d9048ffc8127e9b8dbfca 1183 hello_2.10-3.dsc\n\
+                 Checksums-Sha256:\n{sums}Directory: {directory}\nPackage-List: \n hello deb devel optional arch=any\n\n"
+            )
+        };
+        let read = |text: &str| {
+            let mut found = Vec::new();
+            let tally = read_sources(text.as_bytes(), |listed| {
+                assert_eq!((listed.name, listed.package, listed.version), ("", "hello", "2.10-3"));
+                found.push(format!("{} {}", listed.path, listed.size));
+                Ok::<(), std::convert::Infallible>(())
+            });
+            (found, tally.unwrap())
+        };
+        let (found, tally) = read(&good("pool/main/h/hello"));
+        assert_eq!(found, ["pool/main/h/hello/hello_2.10-3.dsc 1183", "pool/main/h/hello/hello_2.10.orig.tar.gz 725946"]);
+        assert_eq!((tally.taken, tally.refused), (1, 0));
+        assert_eq!(read(&good("")).0[0], "hello_2.10-3.dsc 1183");
+        let check = |bad: String, want: &str| {
+            let (found, tally) = read(&(bad + &good("p")));
+            assert_eq!((tally.refused, tally.examples), (1, vec![want.to_owned()]));
+            assert!(found.iter().all(|file| file.starts_with("p/")), "{found:?}");
+        };
+        check(good("../x"), "hello: a Directory that leaves the repository");
+        check(good("p").replace("Version: 2.10-3", "Version: 2/3"), "hello: a / in its name or version");
+        check(good("p").replace(&sums, ""), "hello: no Checksums-Sha256");
+        check(
+            good("p").replace(" 1183 hello_2.10-3.dsc\n 2", " 1183 ../x\n 2"),
+            "hello: a file in Checksums-Sha256 has a wrong digest, size or name",
+        );
+        check(good("p").replace("Package: hello\n", ""), ": no Package or Version");
     }
 }

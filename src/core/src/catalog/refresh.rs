@@ -92,7 +92,7 @@ struct Rows {
 impl Catalog {
     /// Reads again what changed in the lists directory. One refresh at a time; others wait.
     ///
-    /// Errors are those of the database and of the directory itself.
+    /// Errors are those of the database; whatever is wrong in the directory is a problem in the answer.
     pub fn refresh(&self, lists: BorrowedFd<'_>, vanished: Vanished) -> Result<Refreshed, CatalogError> {
         let _one_at_a_time = self.refreshing.lock();
         let configured = self.configured();
@@ -103,11 +103,20 @@ impl Catalog {
             let release = [&target.inrelease_name, &target.release_name].into_iter().find(|name| releases.contains(*name));
             let release = release.cloned().unwrap_or_default();
             let before = known.remove(&target.name);
-            let Some((file, form, stamp)) = open_list(lists, target, &configured, &mut done)? else {
-                if let Some(before) = before {
-                    self.vanished(&target.name, before.rows, vanished, &mut done)?;
+            let (file, form, stamp) = match open_list(lists, target, &configured) {
+                Ok(Some(opened)) => opened,
+                Ok(None) => {
+                    if let Some(before) = before {
+                        self.vanished(&target.name, before.rows, vanished, &mut done)?;
+                    }
+                    continue;
                 }
-                continue;
+                Err(problem) => {
+                    // What cannot be read is not gone: its entries stay.
+                    done.kept += u64::from(before.is_some());
+                    done.problem(problem);
+                    continue;
+                }
             };
             match before {
                 Some(before) if before.stamp == stamp => {
@@ -119,6 +128,7 @@ impl Catalog {
                 }
                 before => {
                     let parsed = self.read_list(target, file, form, &mut done)?;
+                    done.kept += u64::from(parsed.is_none() && before.is_some());
                     if let Some(rows) = parsed {
                         done.parsed += 1;
                         commit_list(&self.db, target, stamp, &release, rows)?;
@@ -193,18 +203,12 @@ fn tell_refused(shown: &str, tally: &Tally, done: &mut Refreshed) {
 }
 
 /// Opens the form of a list that apt would read: the plain one, else by the order of compression types.
-fn open_list(
-    lists: BorrowedFd<'_>,
-    target: &ListTarget,
-    configured: &Configured,
-    done: &mut Refreshed,
-) -> Result<Option<(File, Form, Stamp)>, CatalogError> {
+fn open_list(lists: BorrowedFd<'_>, target: &ListTarget, configured: &Configured) -> Result<Option<(File, Form, Stamp)>, String> {
     for form in std::iter::once(Form::Plain).chain(configured.apt.forms().iter().copied()) {
         let name = format!("{}{}", target.name, form.suffix());
-        match open_file(lists, &name) {
-            Ok(Some((file, stamp))) => return Ok(Some((file, form, stamp))),
-            Ok(None) => {}
-            Err(source) => done.problem(format!("lists/{name}: {source}; run `apt-get update`")),
+        let opened = open_file(lists, &name).map_err(|source| format!("lists/{name}: {source}; run `apt-get update`"))?;
+        if let Some((file, stamp)) = opened {
+            return Ok(Some((file, form, stamp)));
         }
     }
     Ok(None)
