@@ -2,6 +2,7 @@
 //!
 //! **Must not know:** the network crate. Missing files are asked for through [`source::Source`].
 
+pub mod fetch;
 pub mod source;
 
 mod adapter;

@@ -1,0 +1,102 @@
+//! A file whose digest matched, on its way to its place.
+
+use parking_lot::Mutex;
+use poolfs_core::piece::{self, BLOCK_BYTES, PIECE_BYTES};
+use poolfs_core::store::{self, Partial, Provenance, Replace, Stamp, StoreError, TEMP_PREFIX};
+use poolfs_core::{BlockSum, Sums};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A verified file in `incoming/`. If nobody places it, it stays there, and the next download of it finds all of it.
+#[derive(Debug)]
+pub struct Fetched {
+    partial: Partial,
+    sums: Arc<Sums>,
+    provenance: Provenance,
+    /// Whether it has left `incoming/`. Held over the move, so that only one caller moves it.
+    placed: Mutex<bool>,
+}
+
+impl Fetched {
+    pub(super) fn new(partial: Partial, sums: Sums, provenance: Provenance) -> Self {
+        Self { partial, sums: Arc::new(sums), provenance, placed: Mutex::new(false) }
+    }
+
+    /// The sums that were computed while it arrived.
+    pub fn sums(&self) -> &Arc<Sums> {
+        &self.sums
+    }
+
+    /// What gave most of it.
+    pub fn provenance(&self) -> Provenance {
+        self.provenance
+    }
+
+    /// Puts the file under a name, mode 0644; blocks for the disk. When it returns, a power loss does not take it away.
+    ///
+    /// The first caller's name gets the very file, every later one a copy whose blocks are checked. A name that exists is
+    /// [`io::ErrorKind::AlreadyExists`] and stays as it is; after an error the file can still be placed. The caller records
+    /// it under its name.
+    pub fn place(&self, to_dir: BorrowedFd<'_>, to_name: &OsStr) -> io::Result<Stamp> {
+        let mut placed = self.placed.lock();
+        if *placed {
+            drop(placed);
+            self.copy(to_dir, to_name)?;
+        } else {
+            self.partial.place(to_dir, to_name, Replace::Never).map_err(io_error)?;
+            *placed = true;
+            // The daemon's umask may have taken bits that apt's own user needs.
+            rustix::fs::chmodat(to_dir, to_name, Mode::from_raw_mode(0o644), AtFlags::empty())?;
+        }
+        Ok(Stamp::of(&rustix::fs::statat(to_dir, to_name, AtFlags::SYMLINK_NOFOLLOW)?))
+    }
+
+    fn copy(&self, to_dir: BorrowedFd<'_>, to_name: &OsStr) -> io::Result<()> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let temp = OsString::from(format!("{TEMP_PREFIX}fetched-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(to_dir, &temp, flags, Mode::from_raw_mode(0o644))?);
+        let done = rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))
+            .map_err(io::Error::from)
+            .and_then(|()| self.write_to(file))
+            .and_then(|()| store::place(to_dir, &temp, to_dir, to_name, Replace::Never));
+        if done.is_err() {
+            // The first error is the one to tell; what stays is swept at the next start.
+            let _ = rustix::fs::unlinkat(to_dir, &temp, AtFlags::empty());
+        }
+        done
+    }
+
+    /// Writes the bytes, each block checked: the file left our hands when it was first placed.
+    fn write_to(&self, mut file: File) -> io::Result<()> {
+        for index in 0..self.partial.piece_count() {
+            let bytes = self.partial.read_piece(index).map_err(io_error)?.unwrap_or_default();
+            let blocks = u64::from(index) * u64::from(PIECE_BYTES / BLOCK_BYTES)..;
+            for (block, bytes) in blocks.zip(bytes.chunks(BLOCK_BYTES as usize)) {
+                let expected = usize::try_from(block).ok().and_then(|block| self.sums.blocks.get(block));
+                if expected != Some(&BlockSum::of(bytes)) {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "the fetched file changed before it was copied"));
+                }
+            }
+            let span = piece::span(index.into(), self.sums.size, PIECE_BYTES);
+            if bytes.len() as u64 != span.end - span.start {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the fetched file was cut before it was copied"));
+            }
+            file.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's own error where there is one, so that its number is not lost.
+fn io_error(err: StoreError) -> io::Error {
+    match err {
+        StoreError::Io { cause, .. } => cause,
+        other => io::Error::other(other),
+    }
+}
