@@ -229,7 +229,10 @@ struct Inner {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fetcher").field("limits", &self.limits).field("downloads", &self.table.lock().downloads.len()).finish_non_exhaustive()
+        f.debug_struct("Fetcher")
+            .field("limits", &self.limits)
+            .field("downloads", &self.table.lock().downloads.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -541,7 +544,11 @@ impl Inner {
                 (Ok(()), Some(complete)) => disk = complete,
                 (Err(stop), held) => {
                     // Closing it may write to the database.
-                    self.blocking(download, move || Ok(drop(held))).await?;
+                    self.blocking(download, move || {
+                        drop(held);
+                        Ok(())
+                    })
+                    .await?;
                     return Err(stop);
                 }
                 (Ok(()), None) => return Err(Stop::Error(FetchError::Stopped { digest })),
@@ -577,12 +584,7 @@ impl Inner {
     }
 
     /// Takes deliveries until the file in `held` is complete; `held` is empty after an error of the disk.
-    async fn collect(
-        &self,
-        download: &Download,
-        held: &mut Option<Disk>,
-        deliveries: &mut mpsc::Receiver<Delivery>,
-    ) -> Result<(), Stop> {
+    async fn collect(&self, download: &Download, held: &mut Option<Disk>, deliveries: &mut mpsc::Receiver<Delivery>) -> Result<(), Stop> {
         let digest = download.job.digest;
         let failed = |why: String| Stop::Error(FetchError::NotNow { digest, why });
         let mut alarm = TimerInstant::now() + self.limits.no_progress;
