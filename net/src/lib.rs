@@ -4,6 +4,7 @@
 //! nothing of them; who asked computes the digest and says what the bytes were.
 
 pub mod discovery;
+pub mod dht;
 pub mod krpc;
 pub mod mirror;
 pub mod netdb;

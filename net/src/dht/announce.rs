@@ -1,0 +1,457 @@
+//! Announcing many keys in one sweep.
+//!
+//! Keys are walked in their order, so that one walk's answers serve the keys beside it: a node that answered within its
+//! token's life is not asked again, it counts as having answered. Announces to one poolfs node are gathered while the
+//! sweep is near it and go out as one datagram with `more`. Other nodes bind their token to the key, so each key costs them a
+//! query of its own. Everything goes out at the rate of upkeep; what waits for it is bounded by [`OUTBOX_MAX`].
+
+use super::address::Family;
+use super::lookup::Kind;
+use super::query::{Budget, NotSent, Purpose};
+use super::table::K;
+use super::walk::{State, Walk};
+use super::{Event, LookupId, Node};
+use crate::krpc::{Announce, DATAGRAM_BYTES_OUT_MAX, Id, MORE_KEYS_MAX, NodeInfo, Pv, Verb, Want};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Refresh at poolfs nodes, which forget after 2 h 30.
+pub const REFRESH_POOLFS: Duration = Duration::from_secs(2 * 3600);
+
+/// Refresh at other nodes, of which libtorrent forgets after 45 minutes.
+pub const REFRESH_OTHER: Duration = Duration::from_secs(25 * 60);
+
+/// Keys due this soon go along with those that are due.
+const AHEAD: Duration = Duration::from_secs(10 * 60);
+
+/// After a sweep that met nobody.
+const RETRY: Duration = Duration::from_secs(5 * 60);
+
+/// Nodes of the region remembered.
+pub const KNOWN_MAX: usize = 256;
+
+/// A node's batch goes out when this many keys in a row were not for it.
+pub const FORGET_AFTER_KEYS: usize = 64;
+
+/// A batch goes out at this age at the latest: its token lives for five minutes at least.
+const BATCH_AGE_MAX: Duration = Duration::from_secs(4 * 60);
+
+/// Announces that wait to be sent; while there are more the sweep stands still.
+pub const OUTBOX_MAX: usize = 64;
+
+/// Announces that wait for a token.
+const WAITING_MAX: usize = 256;
+
+/// Nodes remembered for one key and family.
+const PLACED_MAX: usize = 2 * K;
+
+/// Bytes of an announce without `pv` and `more`, with the longest token; `more` and `pv` with their names and lengths.
+const ANNOUNCE_BYTES: usize = 140 + 66;
+
+/// A key to be announced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnnounceKey {
+    /// The key.
+    pub key: Id,
+    /// What is said of this machine's copy.
+    pub pv: Option<Pv>,
+}
+
+/// A node that already answered in this region.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SeedNode {
+    pub(super) info: NodeInfo,
+    pub(super) poolfs: bool,
+    at: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Placed {
+    addr: SocketAddr,
+    poolfs: bool,
+    at: Instant,
+}
+
+#[derive(Debug)]
+struct KeyState {
+    pv: Option<Arc<[u8]>>,
+    due: [Instant; 2],
+    placed: [Vec<Placed>; 2],
+    outstanding: u32,
+    acknowledged: u32,
+}
+
+#[derive(Debug)]
+struct Batch {
+    to: NodeInfo,
+    keys: Vec<Id>,
+    begun: Instant,
+    last_step: usize,
+}
+
+/// A datagram that waits for its turn.
+#[derive(Debug)]
+struct Outgoing {
+    to: NodeInfo,
+    token: Option<Vec<u8>>,
+    keys: Vec<Id>,
+    pv: Option<Arc<[u8]>>,
+    withdraw: bool,
+    not_before: Instant,
+}
+
+type BatchKey = (SocketAddr, Option<Arc<[u8]>>);
+
+#[derive(Debug)]
+struct Sweep {
+    family: Family,
+    queue: VecDeque<Id>,
+    walk: Option<LookupId>,
+    known: Vec<SeedNode>,
+    batches: BTreeMap<BatchKey, Batch>,
+    step: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Announcer {
+    keys: BTreeMap<Id, KeyState>,
+    sweep: Option<Box<Sweep>>,
+    outbox: VecDeque<Outgoing>,
+    waiting: BTreeMap<(Id, SocketAddr), Outgoing>,
+    next_at: Option<Instant>,
+}
+
+impl Announcer {
+    pub(super) fn new() -> Self {
+        Self { keys: BTreeMap::new(), sweep: None, outbox: VecDeque::new(), waiting: BTreeMap::new(), next_at: None }
+    }
+
+    pub(super) fn due_at(&self) -> Option<Instant> {
+        self.next_at
+    }
+
+    pub(super) fn keys(&self) -> usize {
+        self.keys.len()
+    }
+}
+
+impl Node {
+    /// Sets all that is to be announced; what was announced and is not among it any more is withdrawn. Returns how many are
+    /// taken: the first [`super::ANNOUNCE_KEYS_MAX`]. See [`super::select`].
+    pub fn set_announces(&mut self, keys: Vec<AnnounceKey>, now: Instant) -> usize {
+        self.advance(now);
+        let mut old = std::mem::take(&mut self.announcer.keys);
+        let now = self.now;
+        for AnnounceKey { key, pv } in keys {
+            if self.announcer.keys.len() == self.config.announce_keys_max {
+                break;
+            }
+            let pv: Option<Arc<[u8]>> = pv.map(|pv| pv.encode().into());
+            let fresh = |pv| KeyState { pv, due: [now; 2], placed: [Vec::new(), Vec::new()], outstanding: 0, acknowledged: 0 };
+            let state = match old.remove(&key) {
+                Some(state) if state.pv == pv => state,
+                Some(state) => KeyState { pv, due: [now; 2], placed: [Vec::new(), Vec::new()], ..state },
+                None => fresh(pv),
+            };
+            self.announcer.keys.insert(key, state);
+        }
+        let gone: Vec<(Id, SocketAddr)> =
+            old.into_iter().flat_map(|(key, s)| s.placed.into_iter().flatten().map(move |p| (key, p.addr))).collect();
+        for (key, addr) in gone {
+            let known = |e: &&super::table::Entry| e.info.addr == addr;
+            let id = self.tables[Family::of(addr) as usize].entries().find(known).map_or(Id::default(), |e| e.info.id);
+            let to = NodeInfo { id, addr };
+            self.announcer.outbox.push_back(Outgoing { to, token: None, keys: vec![key], pv: None, withdraw: true, not_before: now });
+        }
+        self.announcer.next_at = Some(now);
+        self.run_announcer();
+        self.announcer.keys.len()
+    }
+
+    /// Does what can be done now: sends what waits, walks to the next key, begins a sweep.
+    pub(super) fn run_announcer(&mut self) {
+        if self.announcer.keys.is_empty() && self.announcer.outbox.is_empty() {
+            self.announcer.next_at = None;
+            return;
+        }
+        if !self.is_active() {
+            self.announcer.next_at = Some(self.now + Duration::from_secs(10));
+            return;
+        }
+        if self.announcer.next_at.is_some_and(|at| at > self.now) {
+            return;
+        }
+        self.announcer.next_at = None;
+        loop {
+            self.flush_ripe();
+            if let Some(at) = self.send_waiting() {
+                self.announcer.next_at = Some(at);
+                if self.announcer.outbox.len() >= OUTBOX_MAX {
+                    return;
+                }
+            }
+            match self.announcer.sweep.as_ref() {
+                Some(sweep) if sweep.walk.is_some() => return,
+                Some(_) => {
+                    if !self.next_key() {
+                        self.end_sweep();
+                    }
+                }
+                None => {
+                    if !self.begin_sweep() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the keys of one family that are due. Returns whether there are any; otherwise `next_at` says when.
+    fn begin_sweep(&mut self) -> bool {
+        let now = self.now;
+        let mut next: Option<Instant> = None;
+        for family in Family::ALL {
+            let f = family as usize;
+            if !self.config.families[f] {
+                continue;
+            }
+            let Some(first) = self.announcer.keys.values().map(|k| k.due[f]).min() else { continue };
+            if first > now {
+                next = Some(next.map_or(first, |at| at.min(first)));
+                continue;
+            }
+            if self.tables[f].is_empty() {
+                let retry = now + Duration::from_secs(10);
+                next = Some(next.map_or(retry, |at| at.min(retry)));
+                continue;
+            }
+            let queue: VecDeque<Id> = self.announcer.keys.iter().filter(|(_, k)| k.due[f] <= now + AHEAD).map(|(key, _)| *key).collect();
+            self.announcer.sweep =
+                Some(Box::new(Sweep { family, queue, walk: None, known: Vec::new(), batches: BTreeMap::new(), step: 0 }));
+            return true;
+        }
+        let waiting = self.announcer.next_at;
+        self.announcer.next_at = [next, waiting].into_iter().flatten().min();
+        false
+    }
+
+    /// Walks to the next key of the sweep; `false` if there is none.
+    fn next_key(&mut self) -> bool {
+        let now = self.now;
+        let Some(sweep) = self.announcer.sweep.as_mut() else { return false };
+        let Some(key) = sweep.queue.pop_front() else { return false };
+        if !self.announcer.keys.contains_key(&key) {
+            return true; // Withdrawn meanwhile.
+        }
+        sweep.step += 1;
+        sweep.known.retain(|n| now.saturating_duration_since(n.at) < BATCH_AGE_MAX);
+        sweep.known.sort_by_key(|n| n.info.id.distance(&key));
+        sweep.known.truncate(KNOWN_MAX);
+        let seeds: Vec<SeedNode> = sweep.known.iter().take(3 * K).copied().collect();
+        let mut families = [false; 2];
+        families[sweep.family as usize] = true;
+        let before = self.next_number;
+        // The walk may end at once, and then `announce_walk_ended` has run already.
+        sweep.walk = Some(LookupId(before + 1));
+        let id = self.start_lookup(Kind::Announce, key, families, &seeds);
+        debug_assert_eq!(id, LookupId(before + 1));
+        true
+    }
+
+    /// The closest nodes of a key are known.
+    pub(super) fn announce_walk_ended(&mut self, id: LookupId, key: Id, walks: &[Option<Walk>; 2]) {
+        let now = self.now;
+        let Some(sweep) = self.announcer.sweep.as_mut().filter(|s| s.walk == Some(id)) else { return };
+        sweep.walk = None;
+        let (family, step) = (sweep.family, sweep.step);
+        let f = family as usize;
+        self.announcer.next_at = Some(now);
+        let Some(walk) = walks[f].as_ref() else { return };
+        for candidate in walk.candidates().iter().filter(|c| c.state == State::Answered) {
+            if !sweep.known.iter().any(|n| n.info == candidate.info) {
+                sweep.known.push(SeedNode { info: candidate.info, poolfs: candidate.poolfs, at: now });
+            }
+        }
+        let closest = walk.closest();
+        let Some(state) = self.announcer.keys.get_mut(&key) else { return };
+        let others = closest.iter().any(|c| !c.poolfs);
+        state.due[f] = now
+            + if closest.is_empty() {
+                RETRY
+            } else if others {
+                REFRESH_OTHER
+            } else {
+                REFRESH_POOLFS
+            };
+        (state.outstanding, state.acknowledged) = (0, 0);
+        for candidate in closest {
+            // A poolfs node that was told lately needs no word at the pace of the others.
+            let fresh = |p: &Placed| p.addr == candidate.info.addr && p.poolfs && p.at + REFRESH_POOLFS > now + AHEAD;
+            if state.placed[f].iter().any(fresh) {
+                continue;
+            }
+            state.outstanding += 1;
+            if candidate.poolfs {
+                let batch = sweep.batches.entry((candidate.info.addr, state.pv.clone()));
+                let batch = batch.or_insert_with(|| Batch { to: candidate.info, keys: Vec::new(), begun: now, last_step: step });
+                batch.keys.push(key);
+                batch.last_step = step;
+            } else {
+                let (to, pv) = (candidate.info, state.pv.clone());
+                let out = Outgoing { to, token: candidate.token, keys: vec![key], pv, withdraw: false, not_before: now };
+                self.announcer.outbox.push_back(out);
+            }
+        }
+    }
+
+    /// Batches that are full, old, or left behind by the sweep go to the outbox.
+    fn flush_ripe(&mut self) {
+        let now = self.now;
+        let Some(sweep) = self.announcer.sweep.as_mut() else { return };
+        let step = sweep.step;
+        let ripe = |(_, pv): &BatchKey, batch: &Batch| {
+            batch.keys.len() >= keys_max(pv.as_deref())
+                || batch.last_step + FORGET_AFTER_KEYS < step
+                || now.saturating_duration_since(batch.begun) >= BATCH_AGE_MAX
+        };
+        let keys: Vec<BatchKey> = sweep.batches.iter().filter(|(key, batch)| ripe(key, batch)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if let Some(batch) = sweep.batches.remove(&key) {
+                let out = Outgoing { to: batch.to, token: None, keys: batch.keys, pv: key.1, withdraw: false, not_before: now };
+                self.announcer.outbox.push_back(out);
+            }
+        }
+    }
+
+    fn end_sweep(&mut self) {
+        let now = self.now;
+        let Some(sweep) = self.announcer.sweep.take() else { return };
+        for ((_, pv), batch) in sweep.batches {
+            let out = Outgoing { to: batch.to, token: None, keys: batch.keys, pv, withdraw: false, not_before: now };
+            self.announcer.outbox.push_back(out);
+        }
+    }
+
+    /// Sends from the outbox as the rates allow; says when to go on if they did not.
+    fn send_waiting(&mut self) -> Option<Instant> {
+        let mut later = VecDeque::new();
+        let mut again: Option<Instant> = None;
+        while let Some(mut out) = self.announcer.outbox.pop_front() {
+            if out.not_before > self.now {
+                again = Some(again.map_or(out.not_before, |at| at.min(out.not_before)));
+                later.push_back(out);
+                continue;
+            }
+            match self.send_out(&mut out) {
+                Ok(()) => {}
+                Err(NotSent::Until(at)) => {
+                    again = Some(again.map_or(at, |now| now.min(at)));
+                    self.announcer.outbox.push_front(out);
+                    break;
+                }
+                Err(NotSent::AddressUntil(at)) => {
+                    again = Some(again.map_or(at, |now| now.min(at)));
+                    out.not_before = at;
+                    later.push_back(out);
+                }
+                Err(NotSent::Never) => {}
+            }
+        }
+        self.announcer.outbox.append(&mut later);
+        again
+    }
+
+    fn send_out(&mut self, out: &mut Outgoing) -> Result<(), NotSent> {
+        let to = out.to;
+        let id = (to.id != Id::default()).then_some(to.id);
+        let key = out.keys[0];
+        let token = out.token.clone().or_else(|| self.peers.token(&to.addr, self.now).map(<[u8]>::to_vec));
+        let Some(token) = token else {
+            if self.announcer.waiting.len() >= WAITING_MAX || self.announcer.waiting.contains_key(&(key, to.addr)) {
+                return Err(NotSent::Until(self.now + Duration::from_millis(100)));
+            }
+            let verb = Verb::GetPeers { key, want: Want::default(), pv: false, statements: false, token: None };
+            self.query(to.addr, id, verb, Purpose::KeyToken(key), Budget::Upkeep)?;
+            let (keys, pv) = (std::mem::take(&mut out.keys), out.pv.take());
+            let waiting = Outgoing { to, token: None, keys, pv, withdraw: out.withdraw, not_before: self.now };
+            self.announcer.waiting.insert((key, to.addr), waiting);
+            return Ok(());
+        };
+        let (port, purpose) = if out.withdraw { (0, Purpose::Withdraw) } else { (self.config.port, Purpose::Announce(out.keys.clone())) };
+        let pv = out.pv.as_deref().map(<[u8]>::to_vec);
+        let announce = Announce { key, port, implied_port: false, token, pv, more: out.keys[1..].to_vec(), statement: None };
+        self.query(to.addr, id, Verb::Announce(Box::new(announce)), purpose, Budget::Upkeep)
+    }
+
+    /// The token for one key at one node has come.
+    pub(super) fn key_token(&mut self, key: &Id, from: SocketAddr, token: Option<Vec<u8>>) {
+        if let Some(mut out) = self.announcer.waiting.remove(&(*key, from))
+            && token.is_some()
+        {
+            out.token = token;
+            self.announcer.outbox.push_front(out);
+            self.announcer.next_at = Some(self.now);
+            self.run_announcer();
+        }
+    }
+
+    pub(super) fn key_token_failed(&mut self, key: &Id, from: SocketAddr) {
+        if let Some(out) = self.announcer.waiting.remove(&(*key, from)).filter(|out| !out.withdraw) {
+            self.announce_ended(&out.keys, from, None);
+        }
+    }
+
+    /// An announce was answered (`Some`: whether by a poolfs node) or not.
+    pub(super) fn announce_ended(&mut self, keys: &[Id], from: SocketAddr, answered: Option<bool>) {
+        let (f, now) = (Family::of(from) as usize, self.now);
+        for key in keys {
+            let Some(state) = self.announcer.keys.get_mut(key) else { continue };
+            state.outstanding = state.outstanding.saturating_sub(1);
+            if let Some(poolfs) = answered {
+                state.acknowledged += 1;
+                state.placed[f].retain(|p| p.addr != from);
+                if state.placed[f].len() == PLACED_MAX {
+                    state.placed[f].remove(0);
+                }
+                state.placed[f].push(Placed { addr: from, poolfs, at: now });
+            }
+            if state.outstanding == 0 && state.acknowledged > 0 {
+                let event = Event::Announced { key: *key, nodes: state.acknowledged };
+                self.event(event);
+            }
+        }
+    }
+}
+
+/// Keys that fit one announce beside this `pv`.
+fn keys_max(pv: Option<&[u8]>) -> usize {
+    let room = DATAGRAM_BYTES_OUT_MAX.saturating_sub(ANNOUNCE_BYTES + pv.map_or(0, |pv| pv.len() + 8));
+    (1 + room.saturating_sub(10) / 20).min(1 + MORE_KEYS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch must fit its datagram with the longest token, whatever its `pv` is.
+    #[test]
+    fn batches_fit() {
+        for pv in [None, Some(vec![0; 46]), Some(vec![0; 512])] {
+            let more = vec![Id([1; 20]); keys_max(pv.as_deref()) - 1];
+            let announce =
+                Announce { key: Id([0; 20]), port: 65_535, implied_port: false, token: vec![0; 64], pv: pv.clone(), more, statement: None };
+            let message = crate::krpc::Message {
+                transaction: crate::krpc::Transaction::own([0; 4]),
+                version: Some(crate::krpc::VERSION),
+                read_only: true,
+                ip: None,
+                body: crate::krpc::Body::Query { id: Id([0; 20]), verb: Verb::Announce(Box::new(announce)) },
+            };
+            assert!(message.encode().is_ok(), "{} keys", keys_max(pv.as_deref()));
+        }
+        assert_eq!(keys_max(Some(&[0; 46])), 1 + 48);
+    }
+}
