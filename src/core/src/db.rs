@@ -3,8 +3,9 @@
 //! WAL mode, one writing connection behind a lock and a few reading ones. `synchronous = NORMAL`: after a power loss the
 //! last transactions may be missing, never half there; [`crate::store`] says why that loses nothing. The schema has a
 //! version (`user_version`) and migrations that each run in one transaction; a database from a newer poolfs is refused
-//! untouched.
+//! untouched. The structure of the tables is checked at each start, of all of them after a crash.
 
+use crate::crash_point::crash_point;
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
@@ -29,6 +30,13 @@ const MIGRATIONS: &[&str] = &[include_str!("db/0001.sql")];
 /// How often the lock of another process is tried again, [`LOCK_PAUSE`] apart: a daemon that was just killed may still be going.
 const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Tables that are made again from apt's lists, and most of the database's bytes: after an orderly end a start does not
+/// wait for them to be checked. A file's bytes never depend on them.
+const DERIVED: &[&str] = &["packages"];
+
+/// The smallest page that SQLite has, and so the smallest database with anything in it.
+const SQLITE_BYTES_MIN: u64 = 512;
 
 /// Marks a database as poolfs's own (`application_id`): "pool".
 const APPLICATION_ID: u32 = 0x706f_6f6c;
@@ -86,6 +94,14 @@ pub enum DbError {
         /// The database file.
         path: PathBuf,
     },
+    /// The disk below failed.
+    #[error("database {path}: {cause}; see what the kernel says of the disk (`dmesg`), nothing more was changed")]
+    Io {
+        /// The database file.
+        path: PathBuf,
+        /// SQLite's word for it.
+        cause: String,
+    },
     /// A statement failed in another way.
     #[error("database: {0}")]
     Sql(rusqlite::Error),
@@ -101,8 +117,9 @@ impl From<rusqlite::Error> for DbError {
 #[derive(Debug)]
 pub struct Db {
     path: PathBuf,
-    writer: Mutex<Connection>,
+    /// Closed before the writer, which then folds the WAL into the file.
     readers: Mutex<Vec<Connection>>,
+    writer: Mutex<Connection>,
     /// Keeps other processes out until dropped, which is after the connections are closed.
     _lock: File,
 }
@@ -122,15 +139,19 @@ impl Db {
         let lock = lock(path)?;
         let explained = |err| explain(path, err);
         look_first(path, migrations.len())?;
+        let orderly = !wal_is_filled(path);
         let mut writer = connect(path, OpenFlags::default()).map_err(explained)?;
         // The mode lives in the file; a read-only disk fails here, before anything is believed to be stored.
         writer.pragma_update(None, "journal_mode", "wal").map_err(explained)?;
-        let verdict: String = writer.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(explained)?;
-        if verdict != "ok" {
-            return Err(DbError::Corrupt { path: path.to_owned(), what: verdict });
-        }
+        check(&writer, path, if orderly { DERIVED } else { &[] })?;
         migrate(&mut writer, path, migrations)?;
-        Ok(Self { path: path.to_owned(), writer: Mutex::new(writer), readers: Mutex::new(Vec::new()), _lock: lock })
+        Ok(Self { path: path.to_owned(), readers: Mutex::new(Vec::new()), writer: Mutex::new(writer), _lock: lock })
+    }
+
+    /// Checks all tables, also those that a start after an orderly end leaves out. Reads the whole file: something for the
+    /// background.
+    pub fn check(&self) -> Result<(), DbError> {
+        check(&*self.reader()?, &self.path, &[])
     }
 
     /// The database file, for messages.
@@ -230,7 +251,11 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 fn lock(path: &Path) -> Result<File, DbError> {
     let mut name = path.as_os_str().to_owned();
     name.push("-lock");
-    let failed = |err: io::Error| DbError::Open { path: path.to_owned(), cause: err.to_string() };
+    let failed = |err: io::Error| match err.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DbError::Full { path: path.to_owned() },
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => DbError::ReadOnly { path: path.to_owned() },
+        _ => DbError::Open { path: path.to_owned(), cause: err.to_string() },
+    };
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&name).map_err(failed)?;
     for attempt in 1.. {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -253,11 +278,49 @@ fn lock(path: &Path) -> Result<File, DbError> {
     Ok(file)
 }
 
+/// Whether there is a WAL with something in it: the last process that had the database did not end in order.
+fn wal_is_filled(path: &Path) -> bool {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    std::fs::metadata(name).is_ok_and(|wal| wal.len() > 0)
+}
+
+/// Checks the structure of every table but `left_out`, with their indexes.
+fn check(db: &Connection, path: &Path, left_out: &[&str]) -> Result<(), DbError> {
+    let verdicts = || -> rusqlite::Result<Option<String>> {
+        if left_out.is_empty() {
+            let verdict = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+            return Ok(Some(verdict).filter(|verdict| verdict != "ok"));
+        }
+        let tables = db
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table'")?
+            .query_map([], |row| row.get(0))?
+            .collect::<rusqlite::Result<Vec<String>>>()?;
+        for table in tables.iter().filter(|table| !left_out.contains(&table.as_str())) {
+            let verdict: String = db.query_row(&format!("PRAGMA quick_check('{}')", table.replace('\'', "''")), [], |row| row.get(0))?;
+            if verdict != "ok" {
+                return Ok(Some(verdict));
+            }
+        }
+        Ok(None)
+    };
+    match verdicts() {
+        Ok(None) => Ok(()),
+        Ok(Some(what)) => Err(DbError::Corrupt { path: path.to_owned(), what }),
+        Err(err) => Err(explain(path, err)),
+    }
+}
+
 /// Looks at an existing database without changing a byte of it: is it ours, and not newer than we are?
 fn look_first(path: &Path, known: usize) -> Result<(), DbError> {
     match std::fs::metadata(path) {
-        Ok(found) if found.len() > 0 => {}
-        Ok(_) => return Ok(()),
+        Ok(found) if !found.is_file() => return Err(DbError::Open { path: path.to_owned(), cause: "not a regular file".to_owned() }),
+        Ok(found) if found.len() == 0 => return Ok(()),
+        // SQLite would write over so short a file.
+        Ok(found) if found.len() < SQLITE_BYTES_MIN => {
+            return Err(DbError::Corrupt { path: path.to_owned(), what: "file is not a database".to_owned() });
+        }
+        Ok(_) => {}
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(err) => return Err(DbError::Open { path: path.to_owned(), cause: err.to_string() }),
     }
@@ -282,6 +345,7 @@ fn explain(path: &Path, err: rusqlite::Error) -> DbError {
     match err.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => DbError::Corrupt { path, what: err.to_string() },
         Some(ErrorCode::DiskFull) => DbError::Full { path },
+        Some(ErrorCode::SystemIoFailure) => DbError::Io { path, cause: err.to_string() },
         Some(ErrorCode::ReadOnly) => DbError::ReadOnly { path },
         Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => DbError::Open { path, cause: err.to_string() },
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => DbError::InUse { path, holder: "unknown".to_owned() },
@@ -296,10 +360,15 @@ fn migrate(writer: &mut Connection, path: &Path, migrations: &[&str]) -> Result<
         let version = u32::try_from(index + 1).expect("few migrations");
         transact(writer, |db| {
             db.execute_batch(sql)?;
+            crash_point("migrate.uncommitted");
             db.pragma_update(None, "application_id", APPLICATION_ID)?;
             db.pragma_update(None, "user_version", version)
         })
         .map_err(explained)?;
+        crash_point("migrate.committed");
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

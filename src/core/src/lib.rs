@@ -4,6 +4,7 @@
 //! wait for a disk but never for the network, and tasks that know how to leave their runtime.
 
 pub mod catalog;
+mod crash_point;
 pub mod db;
 pub mod digest;
 pub mod piece;

@@ -347,14 +347,6 @@ impl rusqlite::types::FromSql for Digest {
     }
 }
 
-/// A place where the crash tests kill the process; nothing in any other build.
-#[cfg(not(test))]
-#[inline]
-pub(crate) fn crash_point(_name: &'static str) {}
-
-#[cfg(test)]
-pub(crate) use crash::crash_point;
-
 #[cfg(test)]
 mod crash;
 

@@ -1,8 +1,9 @@
 //! Eviction of objects: unrecorded files first, then indexes, then the rest, each the least recently used first.
 
+use super::StoreError;
 use super::incoming::remove;
 use super::objects::{Objects, Shelf, delete_rows};
-use super::{StoreError, crash_point};
+use crate::crash_point::crash_point;
 use crate::digest::Digest;
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;

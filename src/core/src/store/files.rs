@@ -1,6 +1,7 @@
 //! Records of files by role and path, and the sums of their contents by digest.
 
-use super::{Counts, FileRecord, Provenance, Sharing, Stamp, State, Store, StoreError, crash_point};
+use super::{Counts, FileRecord, Provenance, Sharing, Stamp, State, Store, StoreError};
+use crate::crash_point::crash_point;
 use crate::digest::{BlockSum, Digest, Sums};
 use crate::role::Role;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};

@@ -4,7 +4,8 @@
 //! was found right by the caller.
 
 use super::place::{self, Replace};
-use super::{Stamp, Store, StoreError, crash_point};
+use super::{Stamp, Store, StoreError};
+use crate::crash_point::crash_point;
 use crate::digest::{Digest, Summer, Sums};
 use crate::piece::{self, PIECE_BYTES};
 use parking_lot::Mutex;

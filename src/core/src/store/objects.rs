@@ -3,7 +3,8 @@
 use super::files::{get_sums, put_sums};
 use super::incoming::{digest_of, names, remove, sums_of};
 use super::place::{self, Replace, TEMP_PREFIX};
-use super::{Provenance, Sharing, Stamp, Store, StoreError, crash_point, words};
+use super::{Provenance, Sharing, Stamp, Store, StoreError, words};
+use crate::crash_point::crash_point;
 use crate::digest::{Digest, Sums};
 use parking_lot::Mutex;
 use rusqlite::{OptionalExtension as _, params};

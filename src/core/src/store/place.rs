@@ -1,5 +1,6 @@
 //! Puts a whole file under its name so that a crash leaves the old state or the new one, and nothing between.
 
+use crate::crash_point::crash_point;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timestamps};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -8,8 +9,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use super::crash_point;
 
 /// How the names begin under which a copy grows. They are not files of the directory: do not list them, and see [`sweep`].
 pub const TEMP_PREFIX: &str = ".poolfs-new-";
