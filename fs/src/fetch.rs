@@ -13,11 +13,14 @@
 
 mod disk;
 mod failures;
+#[cfg(test)]
+pub(crate) mod fake;
 mod fetched;
 mod meter;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use disk::read_sealed;
 pub use fetched::Fetched;
 
 use crate::source::{Delivery, Giver, MirrorUrl, Purpose, Source, SourceError, Verdict, Want};
