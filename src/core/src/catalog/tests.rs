@@ -34,9 +34,11 @@ impl Machine {
         Catalog::open(Arc::new(db), Self::apt(directory)).unwrap()
     }
 
-    fn restart(mut self) -> Self {
-        self.catalog = Self::open(&self.directory);
-        self
+    fn restart(self) -> Self {
+        let Self { directory, catalog } = self;
+        drop(catalog);
+        let catalog = Self::open(&directory);
+        Self { directory, catalog }
     }
 
     fn configure(&self, sources: &str) {
