@@ -182,5 +182,5 @@ fn verify(config: &Config, repair: bool, json: bool) -> Result<ExitCode> {
     } else {
         show::verified(&found)
     }
-    Ok(if found.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DAMAGED) })
+    Ok(if found.damaged.is_empty() && found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DAMAGED) })
 }

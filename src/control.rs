@@ -151,6 +151,8 @@ pub struct Verified {
     pub damaged: Vec<String>,
     /// Files that were mended.
     pub mended: Vec<String>,
+    /// Files that could not be read at all, with the reason.
+    pub problems: Vec<String>,
 }
 
 /// The client's end of a request.

@@ -1,9 +1,306 @@
 //! The serving process: wires the parts together and owns the runtime.
+//!
+//! Order of the start: the control socket (so that two daemons cannot share a database), the directories beneath the
+//! mounts, the database, apt's configuration, the mounts; only then, while everything is served already, the catalog is
+//! brought up to date and files that changed meanwhile are hashed.
 
-use crate::config::Config;
-use anyhow::{Result, bail};
+use crate::config::{self, Config};
+use crate::control::server::{Handler, Server};
+use crate::control::{self, Download, MountStatus, Reply, Request, SourceBytes, Status, Verified};
+use crate::supervise::Report;
+use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
+use poolfs_core::Role;
+use poolfs_core::catalog::apt_config::{Environment, Options};
+use poolfs_core::catalog::{AptConfig, Catalog, Vanished};
+use poolfs_core::store::{Incoming, Objects, Store};
+use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, PreparedMount, prepare};
+use poolfs_fs::tree::{Tree, TreeParts};
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+/// Threads of the runtime: what waits for the network needs few.
+const RUNTIME_THREADS: usize = 2;
+
+/// How long the end of the process waits for tasks that still run.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a long check tells how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Everything that requests are answered from.
+struct Daemon {
+    config: Config,
+    started: Instant,
+    store: Arc<Store>,
+    objects: Arc<Objects>,
+    catalog: Arc<Catalog>,
+    mounts: Mutex<Mounts>,
+    problems: Mutex<Vec<String>>,
+    stop: watch::Sender<bool>,
+}
 
 /// Serves until everything is unmounted or it is told to end.
 pub fn serve(config: Config) -> Result<()> {
-    bail!("{} mounts to serve", config.mounts.len())
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .thread_name("poolfs-net")
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(serve_here(config));
+    runtime.shutdown_timeout(RUNTIME_PATIENCE);
+    result
+}
+
+async fn serve_here(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let server = Server::bind(&config.control.socket)?;
+    let (daemon, lists) = start(config)?;
+    let mut ended = daemon.mounts.lock().ended();
+    for stats in daemon.mounts.lock().stats()? {
+        Report::Mounted { path: stats.path, device: stats.device }.send();
+    }
+    let settling = tokio::spawn(settle(Arc::clone(&daemon), lists));
+    Report::Ready.send();
+    let mut stopping = daemon.stop.subscribe();
+    let mut requests = Box::pin(server.run(Arc::clone(&daemon) as Arc<dyn Handler>));
+    loop {
+        tokio::select! {
+            () = &mut requests => bail!("the control socket is closed"),
+            _ = stopping.wait_for(|stop| *stop) => break,
+            _ = terminate.recv() => { leave(&daemon).await; break }
+            _ = interrupt.recv() => { leave(&daemon).await; break }
+            _ = ended.changed() => {
+                let gone = daemon.mounts.lock().reap()?;
+                for path in gone {
+                    tracing::info!("{} was unmounted; its files are plain", path.display());
+                    Report::Unmounted { path }.send();
+                }
+                if daemon.mounts.lock().is_empty() {
+                    tracing::info!("nothing is mounted any more");
+                    break;
+                }
+            }
+        }
+    }
+    drop(requests);
+    server.drain().await;
+    settling.abort();
+    daemon.store.flush().context("keep the last uses")?;
+    Ok(())
+}
+
+/// Unmounts for a signal: cleanly where nobody is in the way, else by detaching.
+async fn leave(daemon: &Arc<Daemon>) {
+    if let Err(err) = unmount(daemon).await {
+        tracing::warn!("{err:#}; detaching");
+        daemon.mounts.lock().detach();
+    }
+}
+
+async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
+    let daemon = Arc::clone(daemon);
+    tokio::task::spawn_blocking(move || daemon.mounts.lock().unmount()).await.context("unmount")?.map_err(Into::into)
+}
+
+/// Brings everything up and mounts. Returns the covered lists directory beside the daemon, if one is mounted.
+fn start(config: Config) -> Result<(Arc<Daemon>, Option<OwnedFd>)> {
+    let started = Instant::now();
+    let specs = config.mounts.iter().map(|mount| spec(mount, &config.fs)).collect::<Result<Vec<_>>>()?;
+    let prepared = prepare(&specs, &config.store.cache_dir)?;
+    let store = Arc::new(Store::open(&config.store.state_dir)?);
+    let objects = Arc::new(Objects::open(Arc::clone(&store), prepared.objects, config.store.quota)?);
+    let incoming = Arc::new(Incoming::open(Arc::clone(&store), prepared.incoming)?);
+    let mut problems = Vec::new();
+    let apt = AptConfig::load(&config.apt.sources, config.apt.config.as_deref()).unwrap_or_else(|err| {
+        // Without apt's configuration nothing can be offered, and everything else works.
+        tracing::error!("{err}; no package is offered before it is here");
+        problems.push(err.to_string());
+        AptConfig::of_options(Options::default(), &[], Environment::default())
+    });
+    let catalog = Arc::new(Catalog::open(Arc::clone(store.db()), apt)?);
+    let lists = covered(&prepared.mounts, Role::Lists)?;
+    let parts = TreeParts {
+        store: Arc::clone(&store),
+        objects: Arc::clone(&objects),
+        names: Arc::clone(&catalog) as _,
+        mend: Arc::new(Nobody),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let mounts = Mounts::mount(prepared.mounts, &parts, true, config.fs.threads)?;
+    let daemon = Daemon {
+        config,
+        started,
+        store,
+        objects,
+        catalog,
+        mounts: Mutex::new(mounts),
+        problems: Mutex::new(problems),
+        stop: watch::Sender::new(false),
+    };
+    Ok((Arc::new(daemon), lists))
+}
+
+/// Nobody can mend yet.
+struct Nobody;
+
+impl poolfs_fs::supply::Mend for Nobody {
+    fn mend(&self, _wound: poolfs_fs::supply::Wound) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
+        Box::pin(async { Err("no source".to_owned()) })
+    }
+}
+
+fn covered(mounts: &[PreparedMount], role: Role) -> Result<Option<OwnedFd>> {
+    let found = mounts.iter().find(|mount| mount.spec.role == role);
+    found.map(|mount| mount.dir.try_clone().with_context(|| format!("open {}", mount.spec.path.display()))).transpose()
+}
+
+fn spec(mount: &config::Mount, fs: &config::Fs) -> Result<MountSpec> {
+    let mut options = MountOptions { no_lazy_archives: !fs.lazy_archives, ..MountOptions::default() };
+    for option in &mount.options {
+        match option.as_str() {
+            "ro" => options.read_only = true,
+            "rw" => options.read_only = false,
+            "browse" => options.browse = true,
+            "suid" => options.nosuid = false,
+            "nosuid" => options.nosuid = true,
+            "dev" => options.nodev = false,
+            "nodev" => options.nodev = true,
+            other => {
+                bail!("unknown mount option `{other}` for {}: known are ro, rw, browse, suid, nosuid, dev, nodev", mount.path.display())
+            }
+        }
+    }
+    if options.browse && !options.read_only {
+        bail!(
+            "mount option `browse` for {} needs `ro`: a listing of every package that exists is not what apt expects to clean",
+            mount.path.display()
+        );
+    }
+    Ok(MountSpec { role: mount.role, path: mount.path.clone(), options })
+}
+
+/// After the mounts answer: the catalog, then the files that changed while nothing was mounted.
+async fn settle(daemon: Arc<Daemon>, lists: Option<OwnedFd>) {
+    if let Some(lists) = lists {
+        let catalog = Arc::clone(&daemon.catalog);
+        let refreshed = tokio::task::spawn_blocking(move || catalog.refresh(lists.as_fd(), Vanished::Drop)).await;
+        match refreshed {
+            Ok(Ok(done)) => {
+                tracing::info!(parsed = done.parsed, kept = done.kept, dropped = done.dropped, "the catalog is up to date");
+                daemon.problems.lock().extend(done.problems);
+            }
+            Ok(Err(err)) => tracing::error!("read apt's lists: {err}"),
+            Err(err) => tracing::error!("read apt's lists: {err}"),
+        }
+    }
+    for tree in daemon.trees() {
+        match tree.scan().await {
+            Ok(scanned) => {
+                tracing::info!(role = %tree.role(), files = scanned.files, hashed = scanned.hashed, forgotten = scanned.forgotten, "compared with the database");
+                daemon.problems.lock().extend(scanned.problems);
+            }
+            Err(err) => tracing::error!(role = %tree.role(), "compare with the database: {err}"),
+        }
+    }
+}
+
+impl Daemon {
+    fn trees(&self) -> Vec<Arc<Tree>> {
+        self.mounts.lock().trees().cloned().collect()
+    }
+
+    fn status(&self) -> Result<Status> {
+        let stats = self.mounts.lock().stats()?;
+        let hashed = stats.iter().map(|mount| mount.files_hashed).sum();
+        let mounts = stats.into_iter().map(|mount| MountStatus {
+            role: mount.role,
+            path: mount.path,
+            files: mount.counts.files,
+            bytes: mount.counts.bytes,
+            announced: mount.counts.announced,
+            available: mount.counts.available,
+            local_only: mount.counts.local_only,
+            withheld: mount.counts.withheld,
+            damaged: mount.counts.damaged,
+            ghosts_opened: mount.ghosts_opened,
+            blocks_bad: mount.blocks_bad,
+            blocks_mended: mount.blocks_mended,
+        });
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            mounts: mounts.collect(),
+            bytes: SourceBytes::default(),
+            downloads: Vec::<Download>::new(),
+            catalog_entries: self.catalog.len(),
+            hashed,
+            objects_bytes: self.objects.bytes(),
+            objects_quota_bytes: self.config.store.quota,
+            problems: self.problems.lock().clone(),
+        })
+    }
+
+    async fn verify(&self, repair: bool, replies: &mpsc::Sender<Reply>) -> Result<()> {
+        let total_bytes = self.mounts.lock().stats()?.iter().map(|mount| mount.counts.bytes).sum();
+        let done = Arc::new(AtomicU64::new(0));
+        let mut found = Verified::default();
+        for (tree, path) in self.trees().into_iter().zip(self.paths()) {
+            let counter = Arc::clone(&done);
+            let check = tree.verify(repair, move |bytes| {
+                counter.fetch_add(bytes, Ordering::Relaxed);
+            });
+            tokio::pin!(check);
+            let verified = loop {
+                tokio::select! {
+                    verified = &mut check => break verified?,
+                    () = tokio::time::sleep(PROGRESS_INTERVAL) => {
+                        let progress = Reply::Progress { done_bytes: done.load(Ordering::Relaxed), total_bytes, file: path.display().to_string() };
+                        replies.send(progress).await.context("the client went away")?;
+                    }
+                }
+            };
+            let absolute = |name: String| path.join(name).display().to_string();
+            found.files += verified.files;
+            found.bytes += verified.bytes;
+            found.mended.extend(verified.repaired.into_iter().map(absolute));
+            found.damaged.extend(verified.damaged.into_iter().map(absolute));
+            found.problems.extend(verified.problems);
+        }
+        replies.send(Reply::Verified(found)).await.context("the client went away")
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        self.mounts.lock().paths().map(PathBuf::from).collect()
+    }
+}
+
+impl Handler for Daemon {
+    fn handle(self: Arc<Self>, request: Request, replies: mpsc::Sender<Reply>) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> {
+        Box::pin(async move {
+            match request {
+                control::Request::Status => {
+                    let daemon = Arc::clone(&self);
+                    let status = tokio::task::spawn_blocking(move || daemon.status()).await.context("count files")??;
+                    replies.send(Reply::Status(Box::new(status))).await.context("the client went away")
+                }
+                control::Request::Down => {
+                    unmount(&self).await?;
+                    self.stop.send_replace(true);
+                    Ok(())
+                }
+                control::Request::Verify { repair } => self.verify(repair, &replies).await,
+            }
+        })
+    }
 }

@@ -82,6 +82,7 @@ pub fn verified(found: &Verified) {
     println!("{} files, {} read", found.files, HumanBytes(found.bytes));
     found.mended.iter().for_each(|name| println!("mended {name}"));
     found.damaged.iter().for_each(|name| println!("damaged {name}"));
+    found.problems.iter().for_each(|problem| println!("problem {problem}"));
 }
 
 /// A bar over bytes; invisible where standard error is no terminal.

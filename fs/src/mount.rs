@@ -29,6 +29,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use table::MountLine;
+use tokio::sync::watch;
 
 /// The file system type in the mount table.
 pub const FSTYPE: &str = "fuse.poolfs";
@@ -300,13 +301,15 @@ pub struct Mount {
 #[derive(Debug)]
 pub struct Mounts {
     mounts: Vec<Mount>,
+    /// How many sessions have ended.
+    ended: watch::Sender<u64>,
 }
 
 impl Mounts {
     /// Mounts what was prepared and serves it with `threads` FUSE threads each. What was mounted is detached again if a
     /// later one fails.
     pub fn mount(prepared: Vec<PreparedMount>, parts: &TreeParts, verify: bool, threads: usize) -> Result<Self, MountError> {
-        let mut mounts = Self { mounts: Vec::new() };
+        let mut mounts = Self { mounts: Vec::new(), ended: watch::Sender::new(0) };
         for PreparedMount { spec, dir } in prepared {
             let lock = lock::hold_in(dir.as_fd(), LOCK_WAIT).map_err(step("lock", &spec.path))?;
             if lock.is_none() {
@@ -315,7 +318,8 @@ impl Mounts {
             let options = TreeOptions { verify, browse: spec.options.browse, lazy_archives: !spec.options.no_lazy_archives };
             let root = dir.try_clone().map_err(step("open", &spec.path))?;
             let tree = Tree::new(spec.role, root, options, parts.clone())?;
-            mounts.mounts.push(Mount::start(spec, tree, dir, threads)?);
+            let ended = mounts.ended.clone();
+            mounts.mounts.push(Mount::start(spec, tree, dir, threads, ended)?);
             drop(lock);
         }
         Ok(mounts)
@@ -336,9 +340,37 @@ impl Mounts {
         self.mounts.iter().map(Mount::stats).collect()
     }
 
+    /// Changes whenever a session has ended: somebody called `umount`, or the kernel gave up on it. [`Self::reap`] tells which.
+    pub fn ended(&self) -> watch::Receiver<u64> {
+        self.ended.subscribe()
+    }
+
+    /// Takes out the mounts whose sessions have ended; the error is one of a session that did not end by an unmount.
+    pub fn reap(&mut self) -> Result<Vec<PathBuf>, MountError> {
+        let mut gone = Vec::new();
+        let mut index = 0;
+        while let Some(mount) = self.mounts.get_mut(index) {
+            if mount.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+                index += 1;
+                continue;
+            }
+            if mount.is_mounted() {
+                return Err(step("serve", &mount.spec.path)(io::Error::other("the session ended while it was mounted")));
+            }
+            mount.join();
+            gone.push(self.mounts.remove(index).spec.path);
+        }
+        Ok(gone)
+    }
+
     /// Whether all are still served: somebody may have called `umount`.
     pub fn all_served(&self) -> bool {
         self.mounts.iter().all(|mount| mount.thread.as_ref().is_some_and(|thread| !thread.is_finished()))
+    }
+
+    /// Whether nothing is left to serve.
+    pub fn is_empty(&self) -> bool {
+        self.mounts.is_empty()
     }
 
     /// Unmounts all, each under apt's lock. If one is busy or locked it and those after it stay mounted.
@@ -365,13 +397,17 @@ impl Drop for Mounts {
 }
 
 impl Mount {
-    fn start(spec: MountSpec, tree: Arc<Tree>, dir: OwnedFd, threads: usize) -> Result<Self, MountError> {
+    fn start(spec: MountSpec, tree: Arc<Tree>, dir: OwnedFd, threads: usize, ended: watch::Sender<u64>) -> Result<Self, MountError> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(MountError::NoDevice)?;
         mount_at(&spec, &device)?;
         let served = (|| {
             let session = adapter::session(Arc::clone(&tree), device, threads).map_err(step("serve", &spec.path))?;
-            let run = move || session.run();
+            let run = move || {
+                let end = session.run();
+                ended.send_modify(|count| *count += 1);
+                end
+            };
             std::thread::Builder::new().name(format!("poolfs-{}", spec.role)).spawn(run).map_err(step("serve", &spec.path))
         })();
         match served {

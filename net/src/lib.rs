@@ -3,8 +3,8 @@
 //! **Must not know:** the FUSE crate, and where on disk a file lies. It hands over pieces in sealed memfds and believes
 //! nothing of them; who asked computes the digest and says what the bytes were.
 
-pub mod discovery;
 pub mod dht;
+pub mod discovery;
 pub mod krpc;
 pub mod mirror;
 pub mod netdb;

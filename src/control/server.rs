@@ -32,6 +32,7 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    slots: Arc<Semaphore>,
 }
 
 impl Server {
@@ -52,14 +53,13 @@ impl Server {
         let listener = UnixListener::bind(path)
             .with_context(|| format!("listen at {}: the path may be at most 107 bytes, its directory must exist", path.display()))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(|| format!("protect {}", path.display()))?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: path.to_owned(), slots: Arc::new(Semaphore::new(CLIENTS_MAX)) })
     }
 
     /// Serves until the future is dropped.
     pub async fn run(&self, handler: Arc<dyn Handler>) {
-        let slots = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
-            let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+            let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed");
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let handler = Arc::clone(&handler);
@@ -76,6 +76,16 @@ impl Server {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
+        }
+    }
+}
+
+impl Server {
+    /// Waits until every client that was accepted has its last answer, a slow one at most for its patience.
+    pub async fn drain(&self) {
+        let all = u32::try_from(CLIENTS_MAX).expect("a small number");
+        if tokio::time::timeout(CLIENT_PATIENCE, self.slots.acquire_many(all)).await.is_err() {
+            tracing::debug!("a control client did not take its answer");
         }
     }
 }
