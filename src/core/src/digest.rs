@@ -204,6 +204,8 @@ impl Summer {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
     use super::*;
 
     /// A wrong domain or length would make every key of the network unfindable.

@@ -117,9 +117,7 @@ impl StoreError {
     pub fn is_full(&self) -> bool {
         match self {
             Self::Db(err) => matches!(err, DbError::Full { .. }),
-            Self::Io { cause, .. } => {
-                matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
-            }
+            Self::Io { cause, .. } => matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
             Self::InProgress(_) | Self::TooLarge { .. } | Self::NotAPiece { .. } => false,
         }
     }
@@ -349,6 +347,8 @@ impl rusqlite::types::FromSql for Digest {
 
 #[cfg(test)]
 mod crash;
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests;

@@ -67,7 +67,7 @@ impl Rig {
 }
 
 fn filled(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i % 251) as u8 ^ seed).collect()
+    (0..len).map(|i| u8::try_from(i % 251).unwrap() ^ seed).collect()
 }
 
 fn contents(store: &Store) -> i64 {
@@ -362,7 +362,7 @@ fn a_download_resumes() {
     let sums = Sums::of(&bytes);
     let piece = |index: u32| {
         let span = crate::piece::span(u64::from(index), size as u64, PIECE_BYTES);
-        &bytes[span.start as usize..span.end as usize]
+        &bytes[usize::try_from(span.start).unwrap()..usize::try_from(span.end).unwrap()]
     };
     let incoming = rig.incoming();
     let partial = incoming.begin(sums.digest, sums.size).unwrap();
@@ -510,4 +510,75 @@ fn place_within_and_across_file_systems() {
     let (a, b) = (open(&a), open(&b));
     assert_ne!(rustix::fs::fstat(&a).unwrap().st_dev, rustix::fs::fstat(&b).unwrap().st_dev, "two file systems are needed for this test");
     place_case(a.as_fd(), b.as_fd());
+}
+
+/// Many threads that put, read, take and evict at once: what is counted is what is there, and nobody reads wrong bytes.
+#[test]
+fn threads_share_the_objects() {
+    let rig = Rig::new();
+    let objects = rig.objects(2_500);
+    let archives = rig.fd("archives");
+    let all: Vec<Sums> = (0..12).map(|seed| Sums::of(&filled(seed, 300))).collect();
+    std::thread::scope(|scope| {
+        for thread in 0..4usize {
+            let (rig, objects, archives, all) = (&rig, &objects, &archives, &all);
+            scope.spawn(move || {
+                for round in 0..60usize {
+                    let index = (round * 5 + thread * 3) % 12;
+                    let (sums, name) = (&all[index], format!("{thread}"));
+                    let seed = u8::try_from(index).unwrap();
+                    rig.write(&format!("archives/{name}"), &filled(seed, 300));
+                    let (sharing, provenance) = (Sharing::Available, Provenance::Mirror);
+                    objects.put(&sums.digest, sums, Kind::Package, sharing, provenance, archives.as_fd(), OsStr::new(&name)).unwrap();
+                    if let Some(open) = objects.open_object(&sums.digest).unwrap() {
+                        let mut bytes = Vec::new();
+                        std::io::Read::read_to_end(&mut &open.file, &mut bytes).unwrap();
+                        assert_eq!(Sums::of(&bytes), *sums);
+                    }
+                    let taken = format!("taken-{thread}-{round}");
+                    if round % 3 == 0
+                        && let Some(taken_object) = objects.take(&sums.digest, archives.as_fd(), OsStr::new(&taken)).unwrap()
+                    {
+                        assert_eq!(*taken_object.sums, *sums);
+                        assert_eq!(rig.read(&format!("archives/{taken}")).unwrap(), filled(seed, 300));
+                    }
+                }
+            });
+        }
+    });
+    let on_disk = std::fs::read_dir(rig.dir.path().join("objects")).unwrap().count() as u64;
+    assert_eq!(objects.bytes(), on_disk * 300);
+    assert!(objects.bytes() <= 2_500);
+    let mut rows = 0;
+    objects.each(|digest, size, _| rows += u64::from(size == 300 && all.iter().any(|sums| sums.digest == *digest))).unwrap();
+    assert_eq!(rows, on_disk);
+    assert_eq!(contents(&rig.store), i64::try_from(rows).unwrap());
+}
+
+/// Pieces from many threads, while the database is held by somebody else for part of the time: none is forgotten.
+#[test]
+fn threads_share_a_download() {
+    let rig = Rig::new();
+    let incoming = rig.incoming();
+    let bytes = filled(1, 40 * PIECE_BYTES as usize);
+    let sums = Sums::of(&bytes);
+    let partial = incoming.begin(sums.digest, sums.size).unwrap();
+    std::thread::scope(|scope| {
+        let busy = rig.store.db().writer();
+        for thread in 0..4usize {
+            let (partial, bytes) = (&partial, &bytes);
+            scope.spawn(move || {
+                for (index, piece) in bytes.chunks(PIECE_BYTES as usize).enumerate().filter(|(index, _)| index % 4 == thread) {
+                    partial.write_piece(u32::try_from(index).unwrap(), piece).unwrap();
+                }
+            });
+        }
+        while partial.done_bytes() < sums.size / 2 {
+            std::thread::yield_now();
+        }
+        drop(busy);
+    });
+    assert_eq!(partial.sums().unwrap(), sums);
+    partial.sync().unwrap();
+    assert_eq!(incoming.list().unwrap()[0].done_bytes, sums.size);
 }
