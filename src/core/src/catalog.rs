@@ -35,8 +35,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Rows of one name or digest that are looked at: the same package in so many lists.
-const ROWS_MAX: u32 = 256;
+/// Rows of one name, digest or package that are looked at: the same package in so many lists. With more than that, a name
+/// counts as one that lists disagree about.
+const ROWS_MAX: usize = 256;
 
 /// What can stop the catalog as a whole. A bad list never does: it is a problem in [`Refreshed`].
 #[derive(Debug, thiserror::Error)]
@@ -173,22 +174,35 @@ impl Catalog {
 
     /// The file that apt calls `name` in `archives/`. `None` if no list names it, or if lists name several digests for it.
     pub fn archive(&self, name: &[u8]) -> Result<Option<Entry>, CatalogError> {
-        let mut candidates = self.candidates(name)?;
-        Ok(if candidates.len() == 1 { candidates.pop() } else { None })
+        // apt's names are ASCII: what is not was never made by it.
+        let Ok(name) = std::str::from_utf8(name) else {
+            return Ok(None);
+        };
+        let mut rows = self.rows("p.name = ?1", name)?;
+        if rows.len() > ROWS_MAX || rows.iter().any(|row| row.entry.digest != rows[0].entry.digest) {
+            return Ok(None);
+        }
+        rows.sort_by_key(|row| row.order);
+        Ok(merged(rows).pop())
     }
 
     /// Every file that any list calls `name`, one for each digest, in the order of the sources.
     pub fn candidates(&self, name: &[u8]) -> Result<Vec<Entry>, CatalogError> {
-        // apt's names are ASCII: what is not was never made by it.
-        let Ok(name) = std::str::from_utf8(name) else {
-            return Ok(Vec::new());
-        };
-        self.entries("p.name = ?1", name)
+        std::str::from_utf8(name).map_or(Ok(Vec::new()), |name| self.entries("p.name = ?1", name))
     }
 
     /// The file with this digest: a package, or a file of a source package.
     pub fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, CatalogError> {
-        Ok(self.entries("substr(p.digest, 1, 8) = substr(?1, 1, 8) AND p.digest = ?1", &digest.0[..])?.pop())
+        let mut entries = self.entries("substr(p.digest, 1, 8) = substr(?1, 1, 8) AND p.digest = ?1", &digest.0[..])?.into_iter();
+        let Some(mut first) = entries.next() else {
+            return Ok(None);
+        };
+        // The same bytes under another name: another place to fetch them from, and another repository that may be private.
+        for other in entries {
+            first.private |= other.private;
+            first.urls.extend(other.urls);
+        }
+        Ok(Some(first))
     }
 
     /// Every version of a binary package that any list names, in no particular order.
@@ -199,6 +213,13 @@ impl Catalog {
     }
 
     fn entries(&self, condition: &'static str, key: impl rusqlite::ToSql) -> Result<Vec<Entry>, CatalogError> {
+        let mut rows = self.rows(condition, key)?;
+        rows.sort_by_key(|row| row.order);
+        Ok(merged(rows))
+    }
+
+    /// The rows of lists that count, up to one more than [`ROWS_MAX`].
+    fn rows(&self, condition: &'static str, key: impl rusqlite::ToSql) -> Result<Vec<Found>, CatalogError> {
         let configured = self.configured();
         let reader = self.db.reader()?;
         let mut statement = reader.prepare_cached(&format!(
@@ -206,31 +227,34 @@ impl Catalog {
              FROM packages p
              JOIN lists l ON l.first_id = (SELECT max(first_id) FROM lists WHERE first_id <= p.id) AND p.id < l.end_id
              LEFT JOIN releases r ON r.name = l.release
-             WHERE {condition} LIMIT {ROWS_MAX}"
+             WHERE {condition} LIMIT {ROWS_MAX} + 1"
         ))?;
         let mut found = Vec::new();
         let mut rows = statement.query(params![key])?;
         while let Some(row) = rows.next()? {
             found.push(Found::of(row, &configured)?);
         }
-        drop(rows);
-        found.sort_by_key(|found| found.order);
-        let mut entries: Vec<Entry> = Vec::new();
-        for found in found {
-            match entries.iter_mut().find(|entry| entry.digest == found.entry.digest) {
-                None => entries.push(found.entry),
-                Some(entry) => {
-                    entry.private |= found.entry.private;
-                    for url in found.entry.urls {
-                        if !entry.urls.contains(&url) {
-                            entry.urls.push(url);
-                        }
+        Ok(found)
+    }
+}
+
+/// One entry for each digest, in the order of its first row, with the URLs of all its rows.
+fn merged(rows: Vec<Found>) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for Found { entry: new, .. } in rows {
+        match entries.iter_mut().find(|entry| entry.digest == new.digest && entry.name == new.name) {
+            None => entries.push(new),
+            Some(entry) => {
+                entry.private |= new.private;
+                for url in new.urls {
+                    if !entry.urls.contains(&url) {
+                        entry.urls.push(url);
                     }
                 }
             }
         }
-        Ok(entries)
     }
+    entries
 }
 
 /// One row, with the place of its list in the order of the sources.

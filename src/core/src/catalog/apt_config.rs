@@ -93,7 +93,8 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// This process's own variables. apt's may differ where it is started from another environment.
+    /// This process's own variables: they are part of apt's configuration. apt's own may differ where it is started from
+    /// another environment.
     fn own() -> Self {
         let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self { http_proxy: get("http_proxy"), https_proxy: get("https_proxy"), no_proxy: get("no_proxy") }

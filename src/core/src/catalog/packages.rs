@@ -26,6 +26,9 @@ const VALUE_BYTES_MAX: usize = 4096;
 /// The largest package that is believed, in bytes.
 const PACKAGE_BYTES_MAX: u64 = 1 << 40;
 
+/// Stanzas in one list. Debian's unstable has 70,000; this bounds the database, not the memory.
+const STANZAS_MAX: u64 = 1_000_000;
+
 /// Stanzas that are quoted when they are refused; the others are only counted.
 const EXAMPLES_MAX: usize = 3;
 
@@ -43,6 +46,9 @@ pub enum ListError<E> {
         /// Of the first stanza.
         why: String,
     },
+    /// More stanzas than any repository has.
+    #[error("has more than {STANZAS_MAX} packages")]
+    TooMany,
     /// What the caller did with a stanza failed.
     #[error("{0}")]
     Taker(E),
@@ -306,6 +312,9 @@ fn read_stanzas<E>(
         };
         if blank {
             if stanza.bytes > 0 {
+                if tally.taken + tally.refused == STANZAS_MAX {
+                    return Err(ListError::TooMany);
+                }
                 take(&stanza, &mut tally).map_err(ListError::Taker)?;
                 stanza.clear();
             }
@@ -554,6 +563,14 @@ mod tests {
         assert_eq!(found, [HELLO], "a long line within the bound is skipped over");
         let endless = read_by(&vec![b'a'; 3 * LINE_BYTES_MAX], usize::MAX);
         assert_eq!(endless.unwrap_err(), "has no usable package (: the file ends in the middle of a line)");
+    }
+
+    /// A list without an end must not fill the disk with rows.
+    #[test]
+    fn the_number_of_stanzas_is_bounded() {
+        let many = "Package: x\n\n".repeat(usize::try_from(STANZAS_MAX).unwrap());
+        assert_eq!(read_by(many.as_bytes(), usize::MAX).unwrap_err(), "has no usable package (x: no Version)");
+        assert_eq!(read_by((many + "Package: y\n").as_bytes(), usize::MAX).unwrap_err(), "has more than 1000000 packages");
     }
 
     /// After a cut, only whole stanzas may count: a shortened size or digest must not.

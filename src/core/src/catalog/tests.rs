@@ -254,6 +254,29 @@ fn a_name_with_two_digests_is_never_guessed() {
     );
 }
 
+/// The digest that differs may be in a row that is not looked at any more.
+#[test]
+fn a_name_in_too_many_rows_is_never_guessed() {
+    let machine = Machine::new(ONE_SOURCE);
+    machine.write(PACKAGES, stanza("same", "1", 'a').repeat(ROWS_MAX));
+    machine.refreshed(Vanished::Drop, 1, 0, 0);
+    assert_eq!(machine.urls("same_1_amd64.deb"), ["http://h/debian/pool/c/same_1_amd64.deb"]);
+    machine.write(PACKAGES, stanza("same", "1", 'a').repeat(ROWS_MAX) + &stanza("same", "1", 'b'));
+    machine.refreshed(Vanished::Drop, 1, 0, 0);
+    assert_eq!(machine.archive("same_1_amd64.deb"), None);
+}
+
+/// The same bytes as a package of another name, in a repository that is private.
+#[test]
+fn one_digest_under_two_names() {
+    let machine = Machine::new("deb http://open/ s c\ndeb http://u:p@secret/ s c\n");
+    machine.write("open_dists_s_c_binary-amd64_Packages", stanza("hello", "1", 'a'));
+    machine.write("secret_dists_s_c_binary-amd64_Packages", stanza("hallo", "1", 'a'));
+    machine.refreshed(Vanished::Drop, 2, 0, 0);
+    let entry = machine.catalog.by_digest(&digest('a')).unwrap().unwrap();
+    assert_eq!((entry.name.as_str(), entry.private, entry.urls.len()), ("hello_1_amd64.deb", true, 2));
+}
+
 /// What a private repository names must stay private, also when its source is gone or another has the same file; and no
 /// password may get into the database.
 #[test]
