@@ -8,5 +8,6 @@ pub mod discovery;
 pub mod krpc;
 pub mod mirror;
 pub mod netdb;
+pub mod swarm;
 #[cfg(any(test, feature = "testnet"))]
 pub mod testnet;
