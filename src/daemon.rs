@@ -4,6 +4,7 @@
 //! mounts, the database, apt's configuration, the mounts; only then, while everything is served already, the catalog is
 //! brought up to date and files that changed meanwhile are hashed.
 
+use crate::bridge::NetSource;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
 use crate::control::{self, Download, MountStatus, Reply, Request, SourceBytes, Status, Verified};
@@ -14,8 +15,13 @@ use poolfs_core::Role;
 use poolfs_core::catalog::apt_config::{Environment, Options};
 use poolfs_core::catalog::{AptConfig, Catalog, Vanished};
 use poolfs_core::store::{Incoming, Objects, Store};
+use poolfs_fs::fetch::{FetchLimits, Fetcher, Progress};
 use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, PreparedMount, prepare};
+use poolfs_fs::names::Names;
+use poolfs_fs::repair::{RepairLimits, Repairer};
+use poolfs_fs::source::Source;
 use poolfs_fs::tree::{Tree, TreeParts};
+use poolfs_net::mirror::{Mirror, MirrorLimits};
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -42,6 +48,7 @@ struct Daemon {
     store: Arc<Store>,
     objects: Arc<Objects>,
     catalog: Arc<Catalog>,
+    fetcher: Arc<Fetcher>,
     mounts: Mutex<Mounts>,
     problems: Mutex<Vec<String>>,
     stop: watch::Sender<bool>,
@@ -128,13 +135,18 @@ fn start(config: Config) -> Result<(Arc<Daemon>, Option<OwnedFd>)> {
         AptConfig::of_options(Options::default(), &[], Environment::default())
     });
     let catalog = Arc::new(Catalog::open(Arc::clone(store.db()), apt)?);
+    let runtime = tokio::runtime::Handle::current();
+    let mirror = Arc::new(Mirror::new(mirror_limits(&config.mirror)));
+    let source: Arc<dyn Source> = Arc::new(NetSource::new(mirror, runtime.clone()));
+    let fetcher = Fetcher::new(incoming, Arc::clone(&source), runtime.clone(), FetchLimits::default());
+    let names = Arc::clone(&catalog) as Arc<dyn Names>;
     let lists = covered(&prepared.mounts, Role::Lists)?;
     let parts = TreeParts {
         store: Arc::clone(&store),
         objects: Arc::clone(&objects),
-        names: Arc::clone(&catalog) as _,
-        mend: Arc::new(Nobody),
-        runtime: tokio::runtime::Handle::current(),
+        names: Arc::clone(&names),
+        mend: Arc::new(Repairer::new(names, source, runtime.clone(), RepairLimits::default())),
+        runtime,
     };
     let mounts = Mounts::mount(prepared.mounts, &parts, true, config.fs.threads)?;
     let daemon = Daemon {
@@ -143,6 +155,7 @@ fn start(config: Config) -> Result<(Arc<Daemon>, Option<OwnedFd>)> {
         store,
         objects,
         catalog,
+        fetcher,
         mounts: Mutex::new(mounts),
         problems: Mutex::new(problems),
         stop: watch::Sender::new(false),
@@ -150,12 +163,13 @@ fn start(config: Config) -> Result<(Arc<Daemon>, Option<OwnedFd>)> {
     Ok((Arc::new(daemon), lists))
 }
 
-/// Nobody can mend yet.
-struct Nobody;
-
-impl poolfs_fs::supply::Mend for Nobody {
-    fn mend(&self, _wound: poolfs_fs::supply::Wound) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
-        Box::pin(async { Err("no source".to_owned()) })
+fn mirror_limits(config: &config::Mirror) -> MirrorLimits {
+    MirrorLimits {
+        connect: Duration::from_secs(config.connect_timeout_s),
+        first_byte: Duration::from_secs(config.first_byte_timeout_s),
+        stall: Duration::from_secs(config.stall_timeout_s),
+        rate_bytes_s_min: config.rate_min_bytes_s,
+        ..MirrorLimits::default()
     }
 }
 
@@ -236,19 +250,32 @@ impl Daemon {
             blocks_bad: mount.blocks_bad,
             blocks_mended: mount.blocks_mended,
         });
+        let bytes = self.fetcher.counters();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             mounts: mounts.collect(),
-            bytes: SourceBytes::default(),
-            downloads: Vec::<Download>::new(),
+            bytes: SourceBytes { mirror: bytes.mirror, peer: bytes.peer, delta: bytes.delta },
+            downloads: self.downloads(),
             catalog_entries: self.catalog.len(),
             hashed,
             objects_bytes: self.objects.bytes(),
             objects_quota_bytes: self.config.store.quota,
             problems: self.problems.lock().clone(),
         })
+    }
+
+    fn downloads(&self) -> Vec<Download> {
+        let one = |progress: Progress| Download {
+            name: progress.name,
+            digest: progress.digest.to_string(),
+            size: progress.size,
+            done_bytes: progress.done_bytes,
+            rate_bytes_s: progress.rate_bytes_s,
+            givers: progress.givers.iter().map(|(giver, _)| giver.to_string()).collect(),
+        };
+        self.fetcher.progress().into_iter().map(one).collect()
     }
 
     async fn verify(&self, repair: bool, replies: &mpsc::Sender<Reply>) -> Result<()> {

@@ -69,6 +69,16 @@ pub enum Giver {
     Delta,
 }
 
+impl std::fmt::Display for Giver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mirror(host) => f.write_str(host),
+            Self::Peer(address) => write!(f, "{address}"),
+            Self::Delta => f.write_str("a delta"),
+        }
+    }
+}
+
 /// What this side found when it had all the bytes of a [`Want`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
