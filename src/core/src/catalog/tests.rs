@@ -385,3 +385,59 @@ fn long_and_empty_lists() {
     machine.refreshed(Vanished::Drop, 0, 2, 0);
     assert_eq!(machine.catalog.len(), 10_000);
 }
+
+/// A reader in the middle of a refresh must see the old list or the new one: a package that is missing for a moment is one
+/// that apt is told does not exist, and one with two digests is not delivered.
+#[test]
+fn readers_see_the_old_list_or_the_new_one() {
+    let machine = Machine::new(ONE_SOURCE);
+    let list = |letter: char| -> String { (0..9000).map(|number| stanza(&format!("p{number}"), "1", letter)).collect() };
+    machine.write(PACKAGES, list('a'));
+    machine.refreshed(Vanished::Drop, 1, 0, 0);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut seen = vec![digest('a')];
+            loop {
+                let last = done.load(Ordering::Acquire);
+                for name in ["p0_1_amd64.deb", "p8999_1_amd64.deb"] {
+                    let candidates = machine.catalog.candidates(name.as_bytes()).unwrap();
+                    assert_eq!(candidates.len(), 1, "{name}: {candidates:?}");
+                    if seen.last() != Some(&candidates[0].digest) {
+                        seen.push(candidates[0].digest);
+                    }
+                }
+                if last {
+                    return seen;
+                }
+            }
+        });
+        for letter in ['b', 'c'] {
+            machine.write(PACKAGES, list(letter));
+            machine.refreshed(Vanished::Drop, 1, 0, 0);
+        }
+        done.store(true, Ordering::Release);
+        reader.join().unwrap()
+    });
+    let mut ordered = seen.clone();
+    ordered.sort_unstable();
+    ordered.dedup();
+    assert_eq!((seen.last(), &seen), (Some(&digest('c')), &ordered), "never back to an older list");
+}
+
+/// Repositories without an InRelease have a Release beside its signature; a suite may change from one to the other.
+#[test]
+fn a_release_without_inrelease_counts() {
+    let machine = Machine::new(ONE_SOURCE);
+    machine.write("h_debian_dists_s_Release", release(2));
+    machine.write(PACKAGES, stanza("hello", "1", 'a'));
+    assert_eq!(machine.refresh(Vanished::Drop).missing, Vec::<String>::new());
+    assert_eq!(machine.archive("hello_1_amd64.deb").unwrap().date, 86_400);
+    machine.write(INRELEASE, release(3));
+    machine.remove("h_debian_dists_s_Release");
+    machine.refreshed(Vanished::Drop, 0, 1, 0);
+    assert_eq!(machine.archive("hello_1_amd64.deb").unwrap().date, 2 * 86_400);
+    machine.remove(INRELEASE);
+    assert_eq!(machine.refresh(Vanished::Drop).missing, ["http://h/debian/ s"]);
+    assert_eq!(machine.archive("hello_1_amd64.deb").unwrap().date, 0);
+}
