@@ -5,16 +5,19 @@
 
 use anyhow::Context as _;
 use poolfs_core::catalog::Entry;
-use poolfs_core::store::{Objects, Store};
+use poolfs_core::store::{Incoming, Objects, Store};
 use poolfs_core::{Digest, Role};
+use poolfs_fs::fetch::{FetchLimits, Fetcher};
 use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, prepare};
 use poolfs_fs::names::Names;
+use poolfs_fs::source::{Delivery, Source, Verdict, Want};
 use poolfs_fs::supply::{Mend, Wound};
 use poolfs_fs::{FsError, TreeParts};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// Objects kept, in bytes.
 const QUOTA_BYTES: u64 = 1 << 30;
@@ -29,6 +32,17 @@ impl Names for NoNames {
     fn by_digest(&self, _digest: &Digest) -> Result<Option<Entry>, FsError> {
         Ok(None)
     }
+}
+
+struct NoSource;
+
+impl Source for NoSource {
+    fn want(&self, _want: Want) -> mpsc::Receiver<Delivery> {
+        // A closed channel: the source is gone.
+        mpsc::channel(1).1
+    }
+
+    fn verdict(&self, _digest: Digest, _verdict: Verdict) {}
 }
 
 struct NoMend;
@@ -52,8 +66,10 @@ fn main() -> anyhow::Result<()> {
     let prepared = prepare(&[spec], &state)?;
     let store = Arc::new(Store::open(&state)?);
     let objects = Arc::new(Objects::open(Arc::clone(&store), prepared.objects, QUOTA_BYTES)?);
+    let incoming = Arc::new(Incoming::open(Arc::clone(&store), prepared.incoming)?);
+    let fetcher = Fetcher::new(incoming, Arc::new(NoSource), runtime.handle().clone(), FetchLimits::default());
     let (names, mend) = (Arc::new(NoNames), Arc::new(NoMend));
-    let parts = TreeParts { store, objects, names, mend, runtime: runtime.handle().clone() };
+    let parts = TreeParts { store, objects, names, mend, fetcher, runtime: runtime.handle().clone() };
     let mounts = Mounts::mount(prepared.mounts, &parts, verify, threads)?;
     while mounts.all_served() {
         std::thread::sleep(Duration::from_millis(100));

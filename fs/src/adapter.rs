@@ -345,7 +345,7 @@ impl Filesystem for Adapter {
         self.answer_later(
             span,
             reply,
-            || self.tree.open(ino.0, flags.0, &caller(request)),
+            || self.tree.open(ino.0, flags.0),
             |reply, opened| reply.opened(FileHandle(opened.fh), open_flags(opened.keep_cache)),
         );
     }

@@ -18,6 +18,10 @@ pub(crate) struct Handle {
     pub(crate) file: OnceLock<File>,
     /// Opened for writing.
     pub(crate) writes: bool,
+    /// Holds apt's lock on the covered directory.
+    pub(crate) lock: bool,
+    /// Opened while the node was a ghost.
+    pub(crate) ghost: bool,
 }
 
 /// An open directory.

@@ -134,6 +134,7 @@ impl Table {
         let id = *inner.by_key.get(&key)?;
         inner.count(id, 1);
         inner.add_name(id, parent, name);
+        inner.end_ghost(id, parent, name);
         inner.entries.get(&id).map(|entry| Arc::clone(&entry.node))
     }
 
@@ -153,6 +154,7 @@ impl Table {
         };
         inner.count(id, 1);
         inner.add_name(id, parent, name);
+        inner.end_ghost(id, parent, name);
         Arc::clone(&inner.entries.get(&id).expect("just found or made").node)
     }
 
@@ -225,11 +227,6 @@ impl Table {
         drop(dropped);
     }
 
-    /// Gives a node one more name.
-    pub(crate) fn named(&self, id: u64, parent: u64, name: &OsStr) {
-        self.lock().add_name(id, parent, name);
-    }
-
     /// Takes a name from the node of that inode, if it is known.
     pub(crate) fn unnamed(&self, key: Key, parent: u64, name: &OsStr) {
         let dropped = {
@@ -279,6 +276,13 @@ impl Inner {
     fn own_number(&mut self) -> u64 {
         self.next_own += 1;
         self.next_own
+    }
+
+    /// What is on disk has taken the name of a ghost, which is another node than `id`.
+    fn end_ghost(&mut self, id: u64, parent: u64, name: &OsStr) {
+        if !self.ghosts.is_empty() && self.ghosts.get(&(parent, name.to_os_string())).is_some_and(|ghost| *ghost != id) {
+            self.ghosts.remove(&(parent, name.to_os_string()));
+        }
     }
 
     fn number_for(&mut self, key: Key) -> u64 {

@@ -16,6 +16,7 @@ mod inode;
 mod lock;
 pub mod mount;
 pub mod names;
+pub mod refresh;
 pub mod repair;
 pub mod supply;
 #[allow(unsafe_code, reason = "the one module with system calls that rustix has not")]

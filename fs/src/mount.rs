@@ -12,8 +12,10 @@ mod table;
 use crate::adapter;
 use crate::errno::FsError;
 use crate::lock;
+use crate::refresh::Refresher;
 use crate::tree::{Tree, TreeOptions, TreeParts};
 use poolfs_core::Role;
+use poolfs_core::catalog::Vanished;
 use poolfs_core::store::{Counts, StoreError};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
@@ -307,9 +309,20 @@ pub struct Mounts {
 
 impl Mounts {
     /// Mounts what was prepared and serves it with `threads` FUSE threads each. What was mounted is detached again if a
-    /// later one fails.
+    /// later one fails. `verify` is off only to measure what checking costs.
+    ///
+    /// With a lists directory among them, the catalog is refreshed in the background, now and whenever apt changes it.
+    /// The caller starts [`Tree::scan`] of each tree when it has the time.
     pub fn mount(prepared: Vec<PreparedMount>, parts: &TreeParts, verify: bool, threads: usize) -> Result<Self, MountError> {
         let mut mounts = Self { mounts: Vec::new(), ended: watch::Sender::new(0) };
+        let lists = prepared.iter().find(|mount| mount.spec.role == Role::Lists);
+        let refresher = match lists {
+            Some(lists) => {
+                let dir = lists.dir.try_clone().map_err(step("open", &lists.spec.path))?;
+                Some(Refresher::new(Arc::clone(&parts.names), dir, parts.runtime.clone()))
+            }
+            None => None,
+        };
         for PreparedMount { spec, dir } in prepared {
             let lock = lock::hold_in(dir.as_fd(), LOCK_WAIT).map_err(step("lock", &spec.path))?;
             if lock.is_none() {
@@ -317,10 +330,13 @@ impl Mounts {
             }
             let options = TreeOptions { verify, browse: spec.options.browse, lazy_archives: !spec.options.no_lazy_archives };
             let root = dir.try_clone().map_err(step("open", &spec.path))?;
-            let tree = Tree::new(spec.role, root, options, parts.clone())?;
+            let tree = Tree::new(spec.role, root, options, parts.clone(), refresher.clone())?;
             let ended = mounts.ended.clone();
             mounts.mounts.push(Mount::start(spec, tree, dir, threads, ended)?);
             drop(lock);
+        }
+        if let Some(refresher) = refresher {
+            refresher.request(Vanished::Drop);
         }
         Ok(mounts)
     }

@@ -2,7 +2,8 @@
 
 use crate::errno::FsError;
 use poolfs_core::Digest;
-use poolfs_core::catalog::{Catalog, Entry};
+use poolfs_core::catalog::{Catalog, Entry, Vanished};
+use std::os::fd::BorrowedFd;
 
 /// The catalog. A trait, so that a tree can be tested over a handful of names.
 pub trait Names: Send + Sync + 'static {
@@ -11,6 +12,12 @@ pub trait Names: Send + Sync + 'static {
 
     /// What the file with this digest is.
     fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError>;
+
+    /// Reads again what changed in the lists directory. Blocks for the disk. Names that never change need none.
+    fn refresh(&self, lists: BorrowedFd<'_>, vanished: Vanished) -> Result<(), FsError> {
+        let _ = (lists, vanished);
+        Ok(())
+    }
 }
 
 impl Names for Catalog {
@@ -20,5 +27,14 @@ impl Names for Catalog {
 
     fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError> {
         Ok(Self::by_digest(self, digest)?)
+    }
+
+    fn refresh(&self, lists: BorrowedFd<'_>, vanished: Vanished) -> Result<(), FsError> {
+        let refreshed = Self::refresh(self, lists, vanished)?;
+        for problem in &refreshed.problems {
+            tracing::warn!("the catalog: {problem}");
+        }
+        tracing::info!(parsed = refreshed.parsed, kept = refreshed.kept, dropped = refreshed.dropped, "the catalog is up to date");
+        Ok(())
     }
 }

@@ -14,6 +14,7 @@
 mod bytes;
 mod dir;
 mod file;
+mod ghosts;
 mod scan;
 mod xattr;
 
@@ -24,13 +25,15 @@ pub use scan::{Scanned, Verified};
 
 use crate::attr::{Attr, SetAttr, SetTime};
 use crate::backing::{Backing, Key};
-use crate::content::Claim;
 use crate::errno::FsError;
+use crate::fetch::Fetcher;
+use crate::ghost::Run;
 use crate::handle::Handles;
 use crate::inode::{Node, Table};
 use crate::names::Names;
+use crate::refresh::Refresher;
 use crate::supply::Mend;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use poolfs_core::Role;
 use poolfs_core::store::{Objects, Store};
 use rustix::fs::{AtFlags, FileType, Stat, Timespec, Timestamps};
@@ -133,7 +136,9 @@ pub struct TreeParts {
     pub objects: Arc<Objects>,
     /// What apt's lists say exists.
     pub names: Arc<dyn Names>,
-    /// Who fetches damaged pieces again.
+    /// Who downloads what is not here.
+    pub fetcher: Arc<Fetcher>,
+    /// Who gets damaged pieces again.
     pub mend: Arc<dyn Mend>,
     /// Where waiting operations and hashing run.
     pub runtime: tokio::runtime::Handle,
@@ -171,19 +176,28 @@ pub struct Tree {
     /// Held for reading while a path is computed and used in the database, for writing while a name changes.
     pub(crate) names_lock: RwLock<()>,
     pub(crate) counters: Counters,
+    /// What the holder of apt's lock has done so far. A leaf among the locks.
+    pub(crate) run: Mutex<Run>,
+    pub(crate) refresher: Option<Arc<Refresher>>,
     hashing: Arc<Semaphore>,
     /// Hashings and recordings that still run after their request was answered.
     busy: watch::Sender<u64>,
 }
 
 impl Tree {
-    /// A tree over the covered directory `root`.
-    pub fn new(role: Role, root: OwnedFd, options: TreeOptions, parts: TreeParts) -> Result<Arc<Self>, FsError> {
+    /// A tree over the covered directory `root`. Without `refresher` the catalog does not follow the lists.
+    pub fn new(
+        role: Role,
+        root: OwnedFd,
+        options: TreeOptions,
+        parts: TreeParts,
+        refresher: Option<Arc<Refresher>>,
+    ) -> Result<Arc<Self>, FsError> {
         let (root, _) = Backing::of_fd(root)?;
         if root.kind != FileType::Directory {
             return Err(Errno::NOTDIR.into());
         }
-        Ok(Arc::new(Self {
+        let tree = Arc::new(Self {
             role,
             options,
             parts,
@@ -191,9 +205,15 @@ impl Tree {
             handles: Handles::default(),
             names_lock: RwLock::new(()),
             counters: Counters::default(),
+            run: Mutex::default(),
+            refresher,
             hashing: Arc::new(Semaphore::new(HASHING_MAX)),
             busy: watch::Sender::new(0),
-        }))
+        });
+        if let Some(refresher) = &tree.refresher {
+            refresher.judges(&tree);
+        }
+        Ok(tree)
     }
 
     /// Which directory it is.
@@ -239,13 +259,15 @@ impl Tree {
 
     /// Finds a name in a directory.
     pub fn lookup(self: &Arc<Self>, parent: u64, name: &OsStr, caller: &Caller) -> Answer<Entry> {
-        self.look_up_here(parent, name, caller).into()
-    }
-
-    fn look_up_here(self: &Arc<Self>, parent: u64, name: &OsStr, _caller: &Caller) -> Result<Entry, FsError> {
-        let dir = self.table.get(parent)?;
-        let (node, stat) = self.look_up_real(&dir, name)?;
-        Ok(self.entry(&node, &stat))
+        let dir = match self.table.get(parent) {
+            Ok(dir) => dir,
+            Err(err) => return Answer::Ready(Err(err)),
+        };
+        match self.look_up_real(&dir, name) {
+            Ok((node, stat)) => Answer::Ready(Ok(self.entry(&node, &stat))),
+            Err(FsError::Backing(Errno::NOENT)) => self.look_up_ghost(&dir, name, caller),
+            Err(err) => Answer::Ready(Err(err)),
+        }
     }
 
     /// Finds what is on disk under that name, and counts a lookup.
@@ -270,9 +292,14 @@ impl Tree {
 
     /// The attributes of a node, and how long they may be believed.
     pub fn getattr(&self, ino: u64) -> Result<(Attr, Duration), FsError> {
-        let node = self.table.get(ino)?;
-        let stat = node.real()?.stat()?;
-        Ok((Attr::of(node.id, &stat), TTL))
+        self.attr_of(&*self.table.get(ino)?)
+    }
+
+    fn attr_of(&self, node: &Node) -> Result<(Attr, Duration), FsError> {
+        match (node.backing(), &node.ghost) {
+            (None, Some(ghost)) => Ok((ghost.attr(node.id), Duration::ZERO)),
+            _ => Ok((Attr::of(node.id, &node.real()?.stat()?), TTL)),
+        }
     }
 
     /// Changes attributes. `fh`: the open handle through which it is done, if there is one.
@@ -282,6 +309,10 @@ impl Tree {
 
     fn set_attr_here(self: &Arc<Self>, ino: u64, fh: Option<u64>, set: SetAttr) -> Result<(Attr, Duration), FsError> {
         let node = self.table.get(ino)?;
+        if let (None, Some(ghost)) = (node.backing(), &node.ghost) {
+            self.set_ghost_attr(&node, ghost, set)?;
+            return self.attr_of(&node);
+        }
         let backing = node.real()?;
         if set.uid.is_some() || set.gid.is_some() {
             backing.chown(set.uid, set.gid)?;
@@ -322,11 +353,6 @@ impl Tree {
 
     pub(crate) fn bump(&self, counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Forgets what is believed of the bytes.
-    pub(crate) fn disbelieve(&self, node: &Node) {
-        node.content.state.lock().set(Claim::Nothing);
     }
 }
 

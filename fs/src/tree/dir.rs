@@ -157,7 +157,10 @@ impl Tree {
         let dir = self.table.get(parent)?;
         let dir_fd = dir.real()?.fd();
         let _names = self.names_lock.write();
-        let stat = rustix::fs::statat(dir_fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let stat = match rustix::fs::statat(dir_fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) if self.unlink_ghost(&dir, name) => return Ok(()),
+            other => other?,
+        };
         let path = self.table.path(dir.id, name);
         let kept = match &path {
             Some(path) if self.options.verify => self.keep_as_object(dir_fd, name, path, &stat).unwrap_or_else(|err| {
@@ -169,6 +172,7 @@ impl Tree {
         if !kept {
             rustix::fs::unlinkat(dir_fd, name, AtFlags::empty())?;
         }
+        self.hide_name(&dir, path.as_deref());
         self.name_gone(&dir, name, Key::of(&stat), path);
         Ok(())
     }
@@ -231,7 +235,19 @@ impl Tree {
 
     /// Moves a name. `flags`: `RENAME_*` of `renameat2(2)`.
     pub fn rename(self: &Arc<Self>, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Answer<()> {
-        self.rename_real(from, to, flags).into()
+        let ghost = self.table.ghost(from.0, from.1).filter(|node| node.backing().is_none());
+        let Some(ghost) = ghost else { return self.rename_real(from, to, flags).into() };
+        // The bytes have to be here before they can have another name.
+        let tree = Arc::clone(self);
+        let (from, to) = ((from.0, from.1.to_os_string()), (to.0, to.1.to_os_string()));
+        Answer::Wait(Box::pin(async move {
+            if let Err(err) = tree.put_in_place(&ghost).await {
+                tracing::debug!("{err}");
+                tree.unlink_ghost(&*tree.table.get(from.0)?, &from.1);
+                return Err(Errno::NOENT.into());
+            }
+            tree.blocking(move |tree| tree.rename_real((from.0, &from.1), (to.0, &to.1), flags)).await
+        }))
     }
 
     fn rename_real(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<(), FsError> {
@@ -266,12 +282,14 @@ impl Tree {
             self.table.unnamed(Key::of(&there), to.0, to.1);
         }
         self.table.renamed(Key::of(&moved), from, to);
+        self.hide_name(&from_dir, paths.0.as_deref());
         if let (Some(a), Some(b)) = paths
             && self.options.verify
             && let Err(err) = self.parts.store.renamed(self.role, &a, &b)
         {
             self.note_lost_record("a rename could not be recorded", &err.into());
         }
+        self.note_committed(to.0, to.1);
         Ok(())
     }
 

@@ -41,7 +41,7 @@ fn backing_flags(flags: i32) -> OFlags {
 
 impl Tree {
     /// Opens a file. `flags`: the caller's `O_*`, without those that the kernel acts on itself.
-    pub fn open(self: &Arc<Self>, ino: u64, flags: i32, _caller: &Caller) -> Answer<Opened> {
+    pub fn open(self: &Arc<Self>, ino: u64, flags: i32) -> Answer<Opened> {
         match self.open_now(ino, flags) {
             Ok(Ok(opened)) => Answer::Ready(Ok(opened)),
             Ok(Err(node)) => {
@@ -57,8 +57,13 @@ impl Tree {
     }
 
     /// `Ok(Err(node))`: to be hashed first.
-    fn open_now(&self, ino: u64, flags: i32) -> Result<Result<Opened, Arc<Node>>, FsError> {
+    fn open_now(self: &Arc<Self>, ino: u64, flags: i32) -> Result<Result<Opened, Arc<Node>>, FsError> {
         let node = self.table.get(ino)?;
+        if let (None, Some(ghost)) = (node.backing(), &node.ghost)
+            && let Some(opened) = self.open_ghost(&node, ghost, flags)?
+        {
+            return Ok(Ok(opened));
+        }
         if !self.is_recorded(&node) {
             return Ok(Ok(self.opened(&node, flags, !self.options.verify)?));
         }
@@ -77,17 +82,21 @@ impl Tree {
             return Err(FsError::IsObject);
         }
         let file = node.real()?.open(backing_flags(flags))?;
-        let fh = self.add_handle(node, file, writes);
+        let lock = writes && self.is_lock_node(node);
+        if lock {
+            self.take_lock(node)?;
+        }
+        let fh = self.add_handle(node, file, writes, lock);
         Ok(Opened { fh, keep_cache })
     }
 
-    pub(crate) fn add_handle(&self, node: &Arc<Node>, file: File, writes: bool) -> u64 {
+    fn add_handle(&self, node: &Arc<Node>, file: File, writes: bool, lock: bool) -> u64 {
         {
             let mut state = node.content.state.lock();
             state.opens += 1;
             state.writers += u32::from(writes);
         }
-        self.handles.add(Handle { node: Arc::clone(node), file: OnceLock::from(file), writes })
+        self.handles.add(Handle { node: Arc::clone(node), file: OnceLock::from(file), writes, lock, ghost: false })
     }
 
     /// Makes a file and opens it. Where one appeared meanwhile and `flags` has no `O_EXCL`, that one is opened.
@@ -97,7 +106,7 @@ impl Tree {
                 let (tree, name, caller) = (Arc::clone(self), name.to_os_string(), *caller);
                 Answer::Wait(Box::pin(async move {
                     let entry = tree.lookup(parent, &name, &caller).get().await?;
-                    let opened = tree.open(entry.attr.ino, flags, &caller).get().await;
+                    let opened = tree.open(entry.attr.ino, flags).get().await;
                     if opened.is_err() {
                         tree.forget(entry.attr.ino, 1);
                     }
@@ -119,13 +128,19 @@ impl Tree {
             made.node.content.order.lock().restart();
             made.node.content.state.lock().set(crate::content::Claim::Nothing);
         }
-        let fh = self.add_handle(&made.node, file, writes(flags));
+        let lock = writes(flags) && self.is_lock(parent, name);
+        if lock && let Err(err) = self.take_lock(&made.node) {
+            self.forget(made.node.id, 1);
+            return Err(err);
+        }
+        let fh = self.add_handle(&made.node, file, writes(flags), lock);
         Ok((made.entry, Opened { fh, keep_cache: false }))
     }
 
     /// Reads up to `size` bytes at `offset`; fewer only at the end of the file.
     pub fn read(self: &Arc<Self>, fh: u64, offset: u64, size: u32) -> Answer<Bytes> {
         match self.handles.get(fh) {
+            Ok(handle) if handle.ghost => self.read_ghost(&handle, offset, size),
             Ok(handle) => self.read_real(&handle, offset, size),
             Err(err) => Answer::Ready(Err(err)),
         }
@@ -150,6 +165,12 @@ impl Tree {
     /// The last descriptor of the handle is gone.
     pub fn release(self: &Arc<Self>, fh: u64) -> Result<(), FsError> {
         let handle = self.handles.remove(fh)?;
+        if handle.lock {
+            self.drop_lock();
+        }
+        if handle.ghost {
+            self.release_ghost(&handle.node);
+        }
         let last_writer = {
             let mut state = handle.node.content.state.lock();
             state.opens = state.opens.saturating_sub(1);

@@ -1,18 +1,18 @@
 //! The whole directory compared with the database: at start, and for `poolfs verify`.
 
+use super::Tree;
 use super::bytes::below;
-use super::{Caller, Tree};
-use crate::content::Claim;
+use crate::backing::Key;
+use crate::content::{Claim, sharing_of};
 use crate::errno::FsError;
 use crate::inode::{Node, ROOT};
+use poolfs_core::Digest;
 use poolfs_core::piece::{self, BLOCK_BYTES};
+use poolfs_core::store::Sharing;
 use rustix::fs::FileType;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::sync::Arc;
-
-/// Who a scan is to the tree.
-const SCANNER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
 /// Directories below each other that a scan goes into; apt has two levels.
 const DEPTH_MAX: usize = 64;
@@ -112,9 +112,48 @@ impl Tree {
         Ok(verified)
     }
 
+    /// Judges the files again that no list named when they were hashed: the catalog has changed.
+    pub(crate) fn judge_again(&self) -> Result<(), FsError> {
+        let mut unknown = Vec::new();
+        self.parts.store.each_file(self.role, |path, record| {
+            if record.sharing == Sharing::LocalOnly
+                && let Some(digest) = record.digest
+            {
+                unknown.push((path.to_vec(), digest));
+            }
+        })?;
+        for (path, digest) in unknown {
+            let Some(entry) = self.parts.names.by_digest(&digest)? else { continue };
+            let sharing = sharing_of(&entry);
+            if sharing == Sharing::LocalOnly {
+                continue;
+            }
+            let _names = self.names_still();
+            if self.parts.store.file(self.role, &path)?.is_some_and(|record| record.digest == Some(digest)) {
+                self.parts.store.set_sharing(self.role, &path, sharing)?;
+                self.share(&path, digest, sharing);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the node of a file, if the kernel knows it.
+    fn share(&self, path: &[u8], digest: Digest, sharing: Sharing) {
+        use std::os::unix::ffi::OsStrExt as _;
+        let Ok(root) = self.table.root().real() else { return };
+        let path = std::ffi::OsStr::from_bytes(path);
+        let Ok(stat) = rustix::fs::statat(root.fd(), path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) else { return };
+        let Some(node) = self.table.by_key(Key::of(&stat)) else { return };
+        if let Claim::Known(known) = &mut node.content.state.lock().claim
+            && known.digest == digest
+        {
+            known.sharing = sharing;
+        }
+    }
+
     async fn verify_file(self: &Arc<Self>, node: &Arc<Node>, repair: bool) -> Result<FileOutcome, FsError> {
         self.settle(node).await?;
-        let opened = self.open(node.id, libc::O_RDONLY, &SCANNER).get().await?;
+        let opened = self.open(node.id, libc::O_RDONLY).get().await?;
         let outcome = self.verify_handle(node, opened.fh, repair).await;
         self.release(opened.fh)?;
         outcome

@@ -1,0 +1,141 @@
+//! The catalog follows the lists directory.
+//!
+//! One refresh runs at a time, in the background; wishes that come meanwhile are joined into the next one. Whoever looks
+//! up a ghost while one runs waits for it, but not for ever.
+
+use crate::names::Names;
+use crate::tree::Tree;
+use parking_lot::Mutex;
+use poolfs_core::catalog::Vanished;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a dentry lookup waits for a running refresh: bookworm's main takes about one and a half seconds.
+pub(crate) const WAIT: Duration = Duration::from_secs(10);
+
+/// Reads the catalog anew when the lists change.
+pub struct Refresher {
+    names: Arc<dyn Names>,
+    lists: OwnedFd,
+    runtime: tokio::runtime::Handle,
+    wish: Mutex<Wish>,
+    running: watch::Sender<bool>,
+    /// Whose files are judged again after a refresh.
+    trees: Mutex<Vec<Weak<Tree>>>,
+}
+
+#[derive(Debug, Default)]
+struct Wish {
+    running: bool,
+    next: Option<Vanished>,
+}
+
+impl std::fmt::Debug for Refresher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Refresher").field("wish", &self.wish).finish_non_exhaustive()
+    }
+}
+
+impl Refresher {
+    /// For the lists directory behind `lists`.
+    pub fn new(names: Arc<dyn Names>, lists: OwnedFd, runtime: tokio::runtime::Handle) -> Arc<Self> {
+        let (wish, running, trees) = (Mutex::default(), watch::Sender::new(false), Mutex::default());
+        Arc::new(Self { names, lists, runtime, wish, running, trees })
+    }
+
+    /// After each refresh, the tree's files are judged by the new catalog.
+    pub(crate) fn judges(&self, tree: &Arc<Tree>) {
+        self.trees.lock().push(Arc::downgrade(tree));
+    }
+
+    /// Asks for a refresh; returns at once. [`Vanished::Drop`] is stronger than `Keep`.
+    pub fn request(self: &Arc<Self>, vanished: Vanished) {
+        let mut wish = self.wish.lock();
+        wish.next = Some(match (wish.next, vanished) {
+            (Some(Vanished::Drop), _) | (_, Vanished::Drop) => Vanished::Drop,
+            (_, Vanished::Keep) => Vanished::Keep,
+        });
+        if wish.running {
+            return;
+        }
+        wish.running = true;
+        self.running.send_replace(true);
+        let this = Arc::clone(self);
+        self.runtime.spawn_blocking(move || this.run());
+    }
+
+    fn run(self: Arc<Self>) {
+        let _ended = Ended(Arc::clone(&self));
+        while let Some(vanished) = self.next() {
+            match self.names.refresh(self.lists.as_fd(), vanished) {
+                Ok(()) => {
+                    let trees: Vec<_> = self.trees.lock().iter().filter_map(Weak::upgrade).collect();
+                    for tree in trees {
+                        if let Err(err) = tree.judge_again() {
+                            tracing::warn!("files could not be judged by the new catalog: {err}");
+                        }
+                    }
+                }
+                Err(err) => tracing::error!("the catalog could not be refreshed: {err}"),
+            }
+        }
+    }
+
+    /// The next wish; `None` ends the run.
+    fn next(&self) -> Option<Vanished> {
+        let mut wish = self.wish.lock();
+        let next = wish.next.take();
+        if next.is_none() {
+            wish.running = false;
+            self.running.send_replace(false);
+        }
+        next
+    }
+
+    /// Whether one runs.
+    pub(crate) fn is_running(&self) -> bool {
+        *self.running.borrow()
+    }
+
+    /// Waits until none runs.
+    pub async fn idle(&self) {
+        // The sender lives in `self`.
+        let _ = self.running.subscribe().wait_for(|running| !running).await;
+    }
+}
+
+/// Lets go when a refresh panicked, so that lookups do not wait for it again and again.
+struct Ended(Arc<Refresher>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.wish.lock().running = false;
+            self.0.running.send_replace(false);
+        }
+    }
+}
+
+/// Whether a file of this name in `lists/` changes the catalog.
+pub(crate) fn is_list(name: &[u8]) -> bool {
+    let stem = [".gz", ".xz", ".bz2", ".lz4", ".zst", ".lzma"].iter().find_map(|form| name.strip_suffix(form.as_bytes())).unwrap_or(name);
+    [&b"_InRelease"[..], b"_Release", b"_Packages", b"_Sources"].iter().any(|end| stem.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A list that is not recognised is a package that is not found until the next start.
+    #[test]
+    fn lists_are_recognised() {
+        for name in ["h_dists_s_InRelease", "h_dists_s_Release", "h_main_binary-amd64_Packages.lz4", "h_Packages", "h_Sources.xz"] {
+            assert!(is_list(name.as_bytes()), "{name}");
+        }
+        for name in ["lock", "h_Release.gpg", "h_i18n_Translation-en.lz4", "h_Packages.diff_Index", "h_Contents-amd64.gz"] {
+            assert!(!is_list(name.as_bytes()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! Ghosts at work: shown, started, put in place, withdrawn; and apt's lock.
+
+use super::{Answer, Bytes, Caller, Entry, Opened, Tree};
+use crate::attr::{SetAttr, SetTime};
+use crate::backing::Backing;
+use crate::content::Claim;
+use crate::errno::FsError;
+use crate::fetch::{FetchError, Job};
+use crate::ghost::{Ghost, Place, maps_name_libapt};
+use crate::handle::Handle;
+use crate::inode::{Node, ROOT};
+use crate::lock::{self, LOCK_NAME};
+use crate::refresh;
+use crate::source::Purpose;
+use poolfs_core::Role;
+use poolfs_core::catalog::{Entry as Listed, Vanished};
+use poolfs_core::store::{Provenance, Stamp};
+use rustix::fs::{OFlags, Stat, Timestamps};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+/// The directory below `archives/` and `lists/` in which apt's methods work.
+const PARTIAL: &[u8] = b"partial";
+
+/// What a process may have mapped, as far as it is read, in bytes: apt's is some 20 KB.
+const MAPS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Bytes left free when a plan is reserved: the file system's and the database's own needs.
+const SPARE_BYTES: u64 = 16 * 1024 * 1024;
+
+impl Tree {
+    /// Where ghosts are shown in that directory, if they are.
+    fn ghost_place(&self, dir: &Node) -> Option<Place> {
+        if self.role != Role::Archives {
+            return None;
+        }
+        if dir.id == ROOT {
+            return Some(Place::Archives);
+        }
+        let links = self.table.links(dir.id);
+        links.iter().any(|link| link.path == PARTIAL).then_some(Place::Partial)
+    }
+
+    /// What a lookup finds where nothing is on disk.
+    pub(crate) fn look_up_ghost(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, caller: &Caller) -> Answer<Entry> {
+        let Some(place) = self.ghost_place(dir) else { return Answer::Ready(Err(Errno::NOENT.into())) };
+        if !name.as_bytes().ends_with(b".deb") && !name.as_bytes().ends_with(b".udeb") {
+            return Answer::Ready(Err(Errno::NOENT.into()));
+        }
+        if let Some(refresher) = &self.refresher
+            && refresher.is_running()
+        {
+            // What apt has just committed may be what names this file.
+            let (tree, refresher) = (Arc::clone(self), Arc::clone(refresher));
+            let (dir, name, caller) = (Arc::clone(dir), name.to_os_string(), *caller);
+            return Answer::Wait(Box::pin(async move {
+                if tokio::time::timeout(refresh::WAIT, refresher.idle()).await.is_err() {
+                    tracing::warn!("a lookup did not wait longer for the catalog");
+                }
+                tree.show_ghost(&dir, &name, place, &caller).get().await
+            }));
+        }
+        self.show_ghost(dir, name, place, caller)
+    }
+
+    fn show_ghost(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, place: Place, caller: &Caller) -> Answer<Entry> {
+        match self.ghost_to_show(dir, name, place, caller) {
+            Ok(Shown::Nothing) => Answer::Ready(Err(Errno::NOENT.into())),
+            Ok(Shown::Ghost(entry)) => Answer::Ready(Ok(entry)),
+            Ok(Shown::Object(listed)) => {
+                let (tree, dir, name) = (Arc::clone(self), Arc::clone(dir), name.to_os_string());
+                Answer::Wait(Box::pin(async move { tree.blocking(move |tree| tree.place_object(&dir, &name, &listed)).await }))
+            }
+            Err(err) => Answer::Ready(Err(err)),
+        }
+    }
+
+    fn ghost_to_show(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, place: Place, caller: &Caller) -> Result<Shown, FsError> {
+        let Some(path) = self.table.path(dir.id, name) else { return Ok(Shown::Nothing) };
+        if self.run.lock().is_hidden(&path) {
+            return Ok(Shown::Nothing);
+        }
+        let Some(listed) = self.parts.names.archive(name.as_bytes())? else { return Ok(Shown::Nothing) };
+        if place == Place::Archives {
+            if self.parts.objects.contains(&listed.digest)? {
+                return Ok(Shown::Object(Box::new(listed)));
+            }
+            if !self.options.lazy_archives || uses_libapt(caller.pid) {
+                return Ok(Shown::Nothing);
+            }
+        }
+        if self.parts.fetcher.undeliverable(&listed.digest) {
+            return Ok(Shown::Nothing);
+        }
+        let bytes = listed.size;
+        if !self.fits(self.run.lock().plan_bytes().saturating_add(bytes))? {
+            tracing::warn!(name = %name.display(), bytes, "no space for it: apt is left to say so");
+            return Ok(Shown::Nothing);
+        }
+        let node = self.table.look_up_ghost(dir.id, name, || Ghost::new(listed, place, Arc::clone(dir), name));
+        if place == Place::Partial {
+            self.run.lock().add(dir.id, name, &node, bytes);
+        }
+        let attr = match (&node.ghost, node.backing()) {
+            // Put in place since the directory was looked into.
+            (_, Some(backing)) => crate::attr::Attr::of(node.id, &backing.stat()?),
+            (Some(ghost), None) => ghost.attr(node.id),
+            (None, None) => return Err(FsError::NoNode(node.id)),
+        };
+        Ok(Shown::Ghost(Entry { attr, ttl: Duration::ZERO }))
+    }
+
+    /// Whether so many more bytes fit the covered file system.
+    fn fits(&self, bytes: u64) -> Result<bool, FsError> {
+        let fs = self.statfs()?;
+        let free = fs.f_bavail.saturating_mul(fs.f_bsize.unsigned_abs());
+        Ok(bytes.saturating_add(SPARE_BYTES) <= free)
+    }
+
+    /// Moves an object to the name under which apt knows it: from here on it is a file like any other.
+    fn place_object(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, listed: &Listed) -> Result<Entry, FsError> {
+        let dir_fd = dir.real()?.fd();
+        match self.parts.objects.take(&listed.digest, dir_fd, name) {
+            Ok(Some(taken)) => {
+                let (node, _) = self.look_up_real(dir, name)?;
+                let backing = node.real()?;
+                let stat = dress(backing, listed, &SetAttr::default())?;
+                node.content.state.lock().is_object = false;
+                self.record_verified(&node, taken.sums, Stamp::of(&stat), Some(listed), taken.provenance);
+                Ok(self.entry(&node, &stat))
+            }
+            // Evicted meanwhile.
+            Ok(None) => Err(Errno::NOENT.into()),
+            // Somebody put a file there meanwhile.
+            Err(err) => {
+                tracing::debug!("{err}");
+                let (node, stat) = self.look_up_real(dir, name)?;
+                Ok(self.entry(&node, &stat))
+            }
+        }
+    }
+
+    /// Starts a ghost and, under apt's lock, all others of the plan. ENOENT if the plan does not fit the disk: then its
+    /// ghosts are gone, and apt finds that out itself.
+    fn start(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), FsError> {
+        let mut plan = self.run.lock().plan();
+        if !plan.iter().any(|other| other.id == node.id) {
+            plan.push(Arc::clone(node));
+        }
+        let waiting: Vec<&Arc<Node>> = plan
+            .iter()
+            .filter(|node| node.backing().is_none())
+            .filter(|node| node.ghost.as_ref().is_some_and(|ghost| ghost.state.lock().is_waiting()))
+            .collect();
+        if !waiting.iter().any(|other| other.id == node.id) {
+            // Started before, with all that was known then.
+            return Ok(());
+        }
+        let bytes = waiting.iter().filter_map(|node| node.ghost.as_ref()).map(|ghost| ghost.entry.size).fold(0, u64::saturating_add);
+        if !self.fits(bytes)? {
+            tracing::warn!(bytes, files = waiting.len(), "no space for the plan: its files are left to apt, which will say so");
+            for node in waiting {
+                self.withdraw(node);
+            }
+            return Err(Errno::NOENT.into());
+        }
+        for node in waiting {
+            self.start_one(node);
+        }
+        Ok(())
+    }
+
+    /// Starts one download and puts the file in place when it has come.
+    fn start_one(self: &Arc<Self>, node: &Arc<Node>) {
+        let Some(ghost) = &node.ghost else { return };
+        let mut state = ghost.state.lock();
+        if state.gone || state.fetching.is_some() || state.failed.is_some() {
+            return;
+        }
+        let Listed { digest, size, urls, .. } = &ghost.entry;
+        let job = Job { digest: *digest, size: *size, urls: urls.clone(), purpose: Purpose::Read };
+        state.fetching = Some(Arc::new(self.parts.fetcher.start(job)));
+        let (tree, node) = (Arc::clone(self), Arc::clone(node));
+        let placing = self.parts.runtime.spawn(async move {
+            // Readers are told by their own wait; the fetcher logs what it could not get.
+            if let Err(err) = tree.put_in_place(&node).await {
+                tracing::debug!("{err}");
+            }
+        });
+        state.placing = Some(placing.abort_handle());
+    }
+
+    /// Takes a ghost's name away.
+    fn withdraw(&self, node: &Arc<Node>) {
+        let Some(ghost) = &node.ghost else { return };
+        ghost.withdraw();
+        if let Some(path) = self.table.path(ghost.dir.id, &ghost.name) {
+            self.run.lock().hide(path);
+        }
+        self.table.drop_ghost_name(ghost.dir.id, &ghost.name);
+    }
+
+    /// Waits for a ghost's bytes and puts the verified file in place. One does it, the others wait.
+    pub(crate) async fn put_in_place(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), FsError> {
+        let _gate = node.content.gate.lock().await;
+        let (None, Some(ghost)) = (node.backing(), &node.ghost) else { return Ok(()) };
+        self.start_one(node);
+        let (fetching, failed) = {
+            let state = ghost.state.lock();
+            (state.fetching.clone(), state.failed.clone())
+        };
+        let Some(fetching) = fetching else {
+            return Err(undeliverable(ghost, failed.as_deref().unwrap_or("its name was removed")));
+        };
+        let fetched = match fetching.done().await {
+            Ok(fetched) => fetched,
+            Err(err) => {
+                let mut state = ghost.state.lock();
+                state.fetching = None;
+                state.failed = Some(why(&err).to_owned());
+                drop(state);
+                return Err(undeliverable(ghost, why(&err)));
+            }
+        };
+        let node = Arc::clone(node);
+        self.blocking(move |tree| {
+            let Some(ghost) = &node.ghost else { return Ok(()) };
+            let dir = ghost.dir.real()?;
+            let removed = || ghost.state.lock().gone;
+            if removed() {
+                return Err(undeliverable(ghost, "its name was removed"));
+            }
+            match fetched.place(dir.fd(), &ghost.name) {
+                // Removed while it was being placed: the name is not to come back.
+                Ok(_) if removed() => {
+                    rustix::fs::unlinkat(dir.fd(), &*ghost.name, rustix::fs::AtFlags::empty())?;
+                    Err(undeliverable(ghost, "its name was removed"))
+                }
+                Ok(stamp) => {
+                    let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
+                    tree.embody(&node, ghost, backing, Some((stamp, &fetched.sums().clone(), fetched.provenance())))
+                }
+                // Somebody wrote a file of this name meanwhile: it is what the name means now.
+                Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {
+                    let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
+                    tree.embody(&node, ghost, backing, None)
+                }
+                Err(err) => Err(undeliverable(ghost, &format!("it could not be put in place: {err}"))),
+            }
+        })
+        .await
+    }
+
+    /// The node is the file from here on.
+    fn embody(
+        &self,
+        node: &Arc<Node>,
+        ghost: &Ghost,
+        backing: Backing,
+        verified: Option<(Stamp, &Arc<poolfs_core::Sums>, Provenance)>,
+    ) -> Result<(), FsError> {
+        let mut state = ghost.state.lock();
+        let Some((stamp, sums, provenance)) = verified else {
+            self.table.embody(node, backing);
+            return Ok(());
+        };
+        let now = Stamp::of(&backing.stat()?);
+        let stat = dress(&backing, &ghost.entry, &state.set)?;
+        self.table.embody(node, backing);
+        state.set = SetAttr::default();
+        drop(state);
+        if now == stamp {
+            self.record_verified(node, Arc::clone(sums), Stamp::of(&stat), Some(&ghost.entry), provenance);
+        } else {
+            // Touched between the rename and here: let a hashing say what it is.
+            node.content.state.lock().set(Claim::Nothing);
+        }
+        Ok(())
+    }
+
+    /// Attributes set on a ghost.
+    pub(crate) fn set_ghost_attr(self: &Arc<Self>, node: &Arc<Node>, ghost: &Ghost, set: SetAttr) -> Result<(), FsError> {
+        if let Some(size) = set.size {
+            self.make_empty(node, ghost)?;
+            if size > 0 {
+                self.truncate(node, None, size)?;
+            }
+        } else {
+            self.start(node)?;
+        }
+        ghost.set(SetAttr { size: None, ..set }, SystemTime::now());
+        Ok(())
+    }
+
+    /// A ghost that is opened for writing is an empty file: whoever writes brings the bytes himself.
+    fn make_empty(self: &Arc<Self>, node: &Arc<Node>, ghost: &Ghost) -> Result<(), FsError> {
+        if node.backing().is_some() {
+            return Ok(());
+        }
+        let dir = ghost.dir.real()?;
+        let _names = self.names_lock.write();
+        {
+            let mut state = ghost.state.lock();
+            if let Some(placing) = state.placing.take() {
+                placing.abort();
+            }
+            state.fetching = None;
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(dir.fd(), &*ghost.name, flags, rustix::fs::Mode::from_raw_mode(0o600)) {
+            Ok(_) | Err(Errno::EXIST) => {}
+            Err(err) => return Err(err.into()),
+        }
+        let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
+        let set = std::mem::take(&mut ghost.state.lock().set);
+        dress(&backing, &ghost.entry, &SetAttr { mtime: Some(SetTime::Now), ..set })?;
+        if self.table.embody(node, backing) {
+            node.content.order.lock().restart();
+            node.content.state.lock().set(Claim::Nothing);
+        }
+        Ok(())
+    }
+
+    /// Opens a ghost. For reading: at once, the bytes come with the first read.
+    pub(crate) fn open_ghost(self: &Arc<Self>, node: &Arc<Node>, ghost: &Ghost, flags: i32) -> Result<Option<Opened>, FsError> {
+        self.bump(&self.counters.ghosts_opened);
+        if super::file::writes(flags) {
+            self.make_empty(node, ghost)?;
+            return Ok(None);
+        }
+        {
+            let mut state = ghost.state.lock();
+            // Another try, once the failure is old.
+            if state.opens == 0 && !self.parts.fetcher.undeliverable(&ghost.entry.digest) {
+                state.failed = None;
+            }
+            state.opens += 1;
+        }
+        if let Err(err) = self.start(node) {
+            self.release_ghost(node);
+            return Err(err);
+        }
+        node.content.state.lock().opens += 1;
+        let handle = Handle { node: Arc::clone(node), file: OnceLock::new(), writes: false, lock: false, ghost: true };
+        Ok(Some(Opened { fh: self.handles.add(handle), keep_cache: false }))
+    }
+
+    /// Reads through a handle that was opened on a ghost.
+    pub(crate) fn read_ghost(self: &Arc<Self>, handle: &Arc<Handle>, offset: u64, size: u32) -> Answer<Bytes> {
+        if handle.node.backing().is_some() {
+            return match self.open_embodied(handle) {
+                Ok(()) => self.read_real(handle, offset, size),
+                Err(err) => Answer::Ready(Err(err)),
+            };
+        }
+        let (tree, handle) = (Arc::clone(self), Arc::clone(handle));
+        Answer::Wait(Box::pin(async move {
+            match tree.put_in_place(&handle.node).await {
+                Ok(()) => {
+                    tree.open_embodied(&handle)?;
+                    tree.read_real(&handle, offset, size).get().await
+                }
+                Err(err) => tree.without_bytes(&handle.node, err),
+            }
+        }))
+    }
+
+    fn open_embodied(&self, handle: &Handle) -> Result<(), FsError> {
+        if handle.file.get().is_none() {
+            let file = handle.node.real()?.open(OFlags::RDONLY)?;
+            // Another read may have been first; its descriptor is as good.
+            let _ = handle.file.set(file);
+        }
+        Ok(())
+    }
+
+    /// What a reader gets whose file cannot be delivered.
+    fn without_bytes(&self, node: &Node, err: FsError) -> Result<Bytes, FsError> {
+        match node.ghost.as_ref().map(|ghost| ghost.place) {
+            // apt's method finds the file too short, removes it and fetches it itself.
+            Some(Place::Partial) => {
+                tracing::info!("{err}; apt fetches it itself");
+                Ok(Bytes::default())
+            }
+            Some(Place::Archives) | None => {
+                tracing::error!("{err}");
+                Err(err)
+            }
+        }
+    }
+
+    /// A handle on a ghost was closed.
+    pub(crate) fn release_ghost(&self, node: &Node) {
+        if let Some(ghost) = &node.ghost {
+            let mut state = ghost.state.lock();
+            state.opens = state.opens.saturating_sub(1);
+        }
+    }
+
+    /// Removes a ghost's name, if there is one: `Ok(false)` if not.
+    pub(crate) fn unlink_ghost(&self, dir: &Node, name: &OsStr) -> bool {
+        match self.table.ghost(dir.id, name) {
+            Some(node) if node.backing().is_none() => {
+                self.withdraw(&node);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A name that a ghost could take was removed or moved away: none is shown there until the lock is released.
+    pub(crate) fn hide_name(&self, dir: &Node, path: Option<&[u8]>) {
+        if let Some(path) = path
+            && self.ghost_place(dir).is_some()
+        {
+            self.run.lock().hide(path.to_vec());
+        }
+    }
+
+    /// Whether that is the file that apt locks.
+    pub(crate) fn is_lock(&self, dir: u64, name: &OsStr) -> bool {
+        dir == ROOT && name == LOCK_NAME
+    }
+
+    /// Whether a node is the file that apt locks.
+    pub(crate) fn is_lock_node(&self, node: &Node) -> bool {
+        self.table.links(node.id).iter().any(|link| link.path == LOCK_NAME.as_bytes())
+    }
+
+    /// A handle on apt's lock is opened: it is held on the covered directory while one is open.
+    pub(crate) fn take_lock(&self, node: &Node) -> Result<(), FsError> {
+        let backing = node.real()?;
+        let taken = self.run.lock().lock(|| lock::hold(backing.open(OFlags::RDWR)?))?;
+        if taken { Ok(()) } else { Err(FsError::LockHeld) }
+    }
+
+    /// A handle on apt's lock was released.
+    pub(crate) fn drop_lock(self: &Arc<Self>) {
+        let Some(plan) = self.run.lock().unlock() else { return };
+        for node in plan {
+            if let Some(ghost) = &node.ghost {
+                ghost.stop_if_closed();
+            }
+        }
+        if self.role == Role::Lists
+            && let Some(refresher) = &self.refresher
+        {
+            refresher.request(Vanished::Drop);
+        }
+    }
+
+    /// A file was renamed to this name: a list that apt committed changes the catalog.
+    pub(crate) fn note_committed(&self, dir: u64, name: &OsStr) {
+        if self.role == Role::Lists
+            && dir == ROOT
+            && refresh::is_list(name.as_bytes())
+            && let Some(refresher) = &self.refresher
+        {
+            refresher.request(Vanished::Keep);
+        }
+    }
+}
+
+/// What a lookup finds where nothing is on disk.
+enum Shown {
+    Nothing,
+    Ghost(Entry),
+    /// Complete and verified here, to be put in place.
+    Object(Box<Listed>),
+}
+
+fn undeliverable(ghost: &Ghost, why: &str) -> FsError {
+    FsError::Undeliverable { name: ghost.entry.name.clone(), digest: ghost.entry.digest, why: why.to_owned() }
+}
+
+/// Owner, mode and times of a file that takes a ghost's place.
+fn dress(backing: &Backing, listed: &Listed, set: &SetAttr) -> Result<Stat, FsError> {
+    backing.chown(Some(set.uid.unwrap_or(0)), Some(set.gid.unwrap_or(0)))?;
+    backing.chmod(set.mode.unwrap_or(0o644))?;
+    let date = SetTime::At(crate::attr::Time { sec: listed.date, nsec: 0 });
+    let times = Timestamps {
+        last_access: super::timespec(Some(set.atime.unwrap_or(SetTime::Now))),
+        last_modification: super::timespec(Some(set.mtime.unwrap_or(date))),
+    };
+    backing.set_times(&times)?;
+    Ok(backing.stat()?)
+}
+
+/// Whether a process uses apt's library. Whoever cannot be looked into counts as one that does: it is shown less.
+fn uses_libapt(pid: u32) -> bool {
+    if pid == 0 {
+        return true;
+    }
+    let mut maps = Vec::new();
+    let read = File::open(format!("/proc/{pid}/maps")).and_then(|file| file.take(MAPS_BYTES_MAX).read_to_end(&mut maps));
+    match read {
+        Ok(0) | Err(_) => true,
+        Ok(_) => maps_name_libapt(&maps),
+    }
+}
+
+fn why(err: &FetchError) -> &str {
+    match err {
+        FetchError::Nowhere { why, .. } | FetchError::NotNow { why, .. } => why,
+        FetchError::Wrong { .. } => "the bytes that came are not the ones that the index names",
+        FetchError::NoSpace { .. } => "the disk is full",
+        FetchError::Disk { .. } => "the disk fails",
+        FetchError::Busy { .. } => "too many downloads wait",
+        FetchError::Stopped { .. } => "poolfs is stopping",
+    }
+}
