@@ -265,11 +265,6 @@ impl Table {
         self.lock().path(parent, name)
     }
 
-    /// How many nodes are known.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.lock().entries.len()
-    }
 }
 
 impl Inner {
