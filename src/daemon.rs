@@ -145,6 +145,7 @@ fn start(config: Config) -> Result<(Arc<Daemon>, Option<OwnedFd>)> {
         store: Arc::clone(&store),
         objects: Arc::clone(&objects),
         names: Arc::clone(&names),
+        fetcher: Arc::clone(&fetcher),
         mend: Arc::new(Repairer::new(names, source, runtime.clone(), RepairLimits::default())),
         runtime,
     };
