@@ -317,6 +317,16 @@ impl Objects {
         }
     }
 
+    /// Removes an object whose bytes were found wrong; `false` if there is none. Who reads it keeps its open file.
+    pub fn discard(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let mut shelf = self.shelf.lock();
+        let Some(row) = self.row(digest)? else { return Ok(false) };
+        remove(self.dir.as_fd(), OsStr::new(&digest.to_string()))?;
+        shelf.bytes = shelf.bytes.saturating_sub(row.stamp.size);
+        delete_rows(&self.store, &[*digest])?;
+        Ok(true)
+    }
+
     pub(super) fn is_read(&self, digest: &Digest) -> bool {
         self.readers.lock().contains_key(digest)
     }

@@ -267,6 +267,21 @@ fn objects_in_and_out() {
     assert!(objects.open_object(&digest).unwrap().is_none());
 }
 
+/// An object found wrong is gone with its record, its sums and its share of the quota; its reader keeps the open file.
+#[test]
+fn a_bad_object_is_discarded() {
+    let rig = Rig::new();
+    let objects = rig.objects(1 << 20);
+    let (bad, good) = (rig.put(&objects, 1, 100, Kind::Package), rig.put(&objects, 2, 50, Kind::Package));
+    let reader = objects.open_object(&bad).unwrap().unwrap();
+    assert!(objects.discard(&bad).unwrap());
+    assert_eq!((objects.bytes(), contents(&rig.store)), (50, 1));
+    assert_eq!(rig.read(&format!("objects/{bad}")), None);
+    assert_eq!(reader.file.metadata().unwrap().len(), 100);
+    assert!(!objects.contains(&bad).unwrap() && objects.contains(&good).unwrap());
+    assert!(!objects.discard(&bad).unwrap());
+}
+
 /// A file below objects/ that is not the one put there is never given out.
 #[test]
 fn a_changed_object_is_dropped() {
