@@ -51,3 +51,114 @@ impl Source for NetSource {
 fn delivery(piece: MirrorPiece) -> Delivery {
     Delivery::Piece { index: piece.index, bytes: piece.bytes, giver: Giver::Mirror(piece.host) }
 }
+
+#[cfg(test)]
+mod tests {
+    //! A download from HTTP to the file's place, through everything that is between.
+
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use poolfs_core::piece::PIECE_BYTES;
+    use poolfs_core::store::{Incoming, Store};
+    use poolfs_fs::fetch::{FetchError, FetchLimits, Fetcher, Job};
+    use poolfs_fs::source::{MirrorUrl, Purpose};
+    use poolfs_net::mirror::MirrorLimits;
+    use std::ffi::OsStr;
+    use std::fmt::Write as _;
+    use std::fs::File;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+    use std::os::fd::AsFd as _;
+    use std::path::Path;
+    use std::sync::mpsc as std_mpsc;
+
+    /// Serves `/right`, `/wrong` (other bytes) and `/half` (the connection breaks, always); tells each request as
+    /// "path range". Ends with the process of the test.
+    fn serve(file: Vec<u8>) -> (String, std_mpsc::Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let (seen, requests) = std_mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+                let Some(first) = lines.next() else { continue };
+                let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                let path = first.split(' ').nth(1).unwrap().to_owned();
+                let range = headers.iter().find_map(|line| line.strip_prefix("range: bytes="));
+                let mut bytes = file.clone();
+                let mut head = String::from("HTTP/1.1 200 OK\r\nConnection: close\r\n");
+                if let Some((start, last)) = range.and_then(|range| range.split_once('-')) {
+                    let (start, last): (usize, usize) = (start.parse().unwrap(), last.parse().unwrap());
+                    head = format!("HTTP/1.1 206 P\r\nConnection: close\r\nContent-Range: bytes {start}-{last}/{}\r\n", file.len());
+                    bytes = bytes[start..=last].to_vec();
+                }
+                if path == "/wrong" {
+                    bytes.iter_mut().for_each(|byte| *byte ^= 1);
+                }
+                write!(head, "Content-Length: {}\r\n\r\n", bytes.len()).unwrap();
+                if path == "/half" {
+                    bytes.truncate(PIECE_BYTES as usize + 10);
+                }
+                let _ = seen.send(format!("{path} {}", range.unwrap_or("all")));
+                let _ = (&stream).write_all(head.as_bytes()).and_then(|()| (&stream).write_all(&bytes));
+            }
+        });
+        (base, requests)
+    }
+
+    fn fetcher(dir: &Path, runtime: &Handle) -> Arc<Fetcher> {
+        for name in ["incoming", "archives"] {
+            std::fs::create_dir_all(dir.join(name)).unwrap();
+        }
+        let store = Arc::new(Store::open(&dir.join("state")).unwrap());
+        let incoming = Arc::new(Incoming::open(store, File::open(dir.join("incoming")).unwrap().into()).unwrap());
+        let mirror = Arc::new(Mirror::new(MirrorLimits::default()));
+        let source = Arc::new(NetSource::new(mirror, runtime.clone()));
+        Fetcher::new(incoming, source, runtime.clone(), FetchLimits::default())
+    }
+
+    fn job(file: &[u8], base: &str, paths: &[&str]) -> Job {
+        let url = |path: &&str| MirrorUrl { url: format!("{base}/{path}"), proxy: None, immutable: true, private: false };
+        Job { digest: Digest::of(file), size: file.len() as u64, urls: paths.iter().map(url).collect(), purpose: Purpose::Read }
+    }
+
+    fn file() -> Vec<u8> {
+        (0..3 * PIECE_BYTES + 5).map(|at| u8::try_from(at / 9 % 251).unwrap()).collect()
+    }
+
+    /// The first URL has wrong bytes: the second is asked, and only right bytes get a name.
+    #[test]
+    fn the_second_url_has_the_right_bytes() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (base, requests) = serve(file());
+        let fetcher = fetcher(dir.path(), runtime.handle());
+        let fetched = runtime.block_on(fetcher.start(job(&file(), &base, &["wrong", "right"])).done()).unwrap();
+        let archives = File::open(dir.path().join("archives")).unwrap();
+        fetched.place(archives.as_fd(), OsStr::new("x.deb")).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("archives/x.deb")).unwrap(), file());
+        assert_eq!(requests.try_iter().collect::<Vec<_>>(), ["/wrong all", "/right all"]);
+    }
+
+    /// A daemon that was started again asks for the rest, and for no byte twice.
+    #[test]
+    fn goes_on_after_a_restart() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (base, requests) = serve(file());
+        let piece = PIECE_BYTES;
+        {
+            let fetcher = fetcher(dir.path(), runtime.handle());
+            let error = runtime.block_on(fetcher.start(job(&file(), &base, &["half"])).done()).unwrap_err();
+            assert!(matches!(error, FetchError::NotNow { .. }), "{error}");
+        }
+        let last = 3 * piece + 4;
+        assert_eq!(requests.try_iter().collect::<Vec<_>>(), ["/half all".to_owned(), format!("/half {}-{last}", piece + 10)]);
+        let fetcher = fetcher(dir.path(), runtime.handle());
+        let fetched = runtime.block_on(fetcher.start(job(&file(), &base, &["right"])).done()).unwrap();
+        assert_eq!(fetched.sums().digest, Digest::of(&file()));
+        // The second answer had broken off behind the second piece.
+        assert_eq!(requests.try_iter().collect::<Vec<_>>(), [format!("/right {}-{last}", 2 * piece)]);
+    }
+}
