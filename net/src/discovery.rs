@@ -63,11 +63,11 @@ const HELLO_FIRST_DELAY: Duration = Duration::from_secs(1);
 /// How many nodes should answer one hello, on average, however many hear it.
 const HELLO_ANSWERS: usize = 8;
 
-/// Senders remembered, so that one is not asked twice in [`HEARD_FOR`].
+/// Senders remembered, for twice the time in which each of them speaks: who is on the link, and who was just pinged.
 const HEARD_MAX: usize = 4096;
 
-/// How long a sender is remembered.
-const HEARD_FOR: Duration = Duration::from_secs(30);
+/// A sender that was heard this lately is not pinged again, unless he is still alone.
+const CONTACT_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// At most this many contacts a second come out of hellos, in bursts of as many.
 const HELLO_CONTACTS_PER_SECOND: u32 = 20;
@@ -246,16 +246,27 @@ impl Discovery {
         }
         if self.hello_at.is_some_and(|at| at <= now) {
             actions.push(Action::Hello(Hello { joining: !self.joined, port: self.port, id: self.id }));
+            let remembered = 2 * self.steady_interval() + CONTACT_AGAIN_AFTER;
+            self.heard.retain(|_, at| now.saturating_duration_since(*at) < remembered);
             self.hello_at = Some(now + self.hello_delay());
         }
         actions
     }
 
+    /// The nodes that may hear a hello, as far as known.
+    fn known(&self) -> usize {
+        self.members.max(self.heard.len())
+    }
+
+    /// The interval at which all who are known share the link's bound.
+    fn steady_interval(&self) -> Duration {
+        let known = u32::try_from(self.known()).unwrap_or(u32::MAX);
+        (Duration::from_secs(1).saturating_mul(known) / HELLOS_PER_SECOND_ON_LINK).max(HELLO_INTERVAL_MIN)
+    }
+
     /// The time to the next hello, just after one was sent.
     fn hello_delay(&mut self) -> Duration {
-        let members = u32::try_from(self.members).unwrap_or(u32::MAX);
-        let fair = Duration::from_secs(1).saturating_mul(members) / HELLOS_PER_SECOND_ON_LINK;
-        let steady = fair.max(HELLO_INTERVAL_MIN);
+        let steady = self.steady_interval();
         let delay = if self.joined {
             steady
         } else {
@@ -285,16 +296,13 @@ impl Discovery {
             return None;
         }
         let contact = SocketAddr::new(from.ip(), hello.port);
-        if self.heard.len() >= HEARD_MAX {
-            self.heard.retain(|_, at| now.saturating_duration_since(*at) < HEARD_FOR);
-        }
-        let again = self.heard.get(&contact).is_some_and(|at| now.saturating_duration_since(*at) < HEARD_FOR);
-        if again && !hello.joining || self.heard.len() >= HEARD_MAX {
+        let again = self.heard.get(&contact).is_some_and(|at| now.saturating_duration_since(*at) < CONTACT_AGAIN_AFTER);
+        if again && !hello.joining || !self.heard.contains_key(&contact) && self.heard.len() >= HEARD_MAX {
             return None;
         }
         self.heard.insert(contact, now);
         // Everybody hears each hello; of all of them some HELLO_ANSWERS should move.
-        let known = self.members.max(self.heard.len());
+        let known = self.known();
         let wanted = !self.joined || known <= HELLO_ANSWERS || self.rng.random_range(0..known) < HELLO_ANSWERS;
         (wanted && self.contacts.take(now)).then_some(contact)
     }
