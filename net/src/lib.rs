@@ -8,6 +8,7 @@ pub mod discovery;
 pub mod krpc;
 pub mod mirror;
 pub mod netdb;
+pub mod node;
 pub mod swarm;
 #[cfg(any(test, feature = "testnet"))]
 pub mod testnet;

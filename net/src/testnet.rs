@@ -7,6 +7,7 @@
 //! addresses only, every datagram between them passes [`Verdict`] by a rule of the test's, and stands in the trace.
 
 use parking_lot::Mutex;
+use socket2::SockRef;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -160,7 +161,7 @@ fn forward(shared: &Mutex<State>, private_from: SocketAddr, to: SocketAddr, byte
     *sent += 1;
     let verdict = (state.rule)(&packet);
     // As on a real link: a full socket buffer loses the datagram.
-    let deliver = |bytes: &[u8]| drop(sender.socket.try_send_to(bytes, receiver.private));
+    let deliver = |bytes: &[u8]| drop(SockRef::from(&*sender.socket).send_to(bytes, &receiver.private.into()));
     let copies = match verdict {
         Verdict::Drop => 0,
         Verdict::Pass => 1,
