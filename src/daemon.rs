@@ -4,6 +4,7 @@
 //! mounts, the database, apt's configuration, the mounts; only then, while everything is served already, the catalog is
 //! brought up to date and files that changed meanwhile are hashed.
 
+use crate::apt_names::AptNames;
 use crate::bridge::NetSource;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
@@ -13,18 +14,19 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use poolfs_core::Role;
 use poolfs_core::catalog::apt_config::{Environment, Options};
-use poolfs_core::catalog::{AptConfig, Catalog, Vanished};
+use poolfs_core::catalog::{AptConfig, Catalog};
 use poolfs_core::store::{Incoming, Objects, Store};
 use poolfs_fs::fetch::{FetchLimits, Fetcher, Progress};
-use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, PreparedMount, prepare};
+use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, prepare};
 use poolfs_fs::names::Names;
 use poolfs_fs::repair::{RepairLimits, Repairer};
 use poolfs_fs::source::Source;
 use poolfs_fs::tree::{Tree, TreeParts};
 use poolfs_net::mirror::{Mirror, MirrorLimits};
+use rustix::fs::{Mode, OFlags};
 use std::future::Future;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +52,9 @@ struct Daemon {
     catalog: Arc<Catalog>,
     fetcher: Arc<Fetcher>,
     mounts: Mutex<Mounts>,
-    problems: Mutex<Vec<String>>,
+    names: Arc<AptNames>,
+    /// Files that could not be read or recorded at the start.
+    scan_problems: Mutex<Vec<String>>,
     stop: watch::Sender<bool>,
 }
 
@@ -71,12 +75,12 @@ async fn serve_here(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let server = Server::bind(&config.control.socket)?;
-    let (daemon, lists) = start(config)?;
+    let daemon = start(config)?;
     let mut ended = daemon.mounts.lock().ended();
     for stats in daemon.mounts.lock().stats()? {
         Report::Mounted { path: stats.path, device: stats.device }.send();
     }
-    let settling = tokio::spawn(settle(Arc::clone(&daemon), lists));
+    let settling = tokio::spawn(settle(Arc::clone(&daemon)));
     Report::Ready.send();
     let mut stopping = daemon.stop.subscribe();
     let mut requests = Box::pin(server.run(Arc::clone(&daemon) as Arc<dyn Handler>));
@@ -119,8 +123,8 @@ async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
     tokio::task::spawn_blocking(move || daemon.mounts.lock().unmount()).await.context("unmount")?.map_err(Into::into)
 }
 
-/// Brings everything up and mounts. Returns the covered lists directory beside the daemon, if one is mounted.
-fn start(config: Config) -> Result<(Arc<Daemon>, Option<OwnedFd>)> {
+/// Brings everything up and mounts.
+fn start(config: Config) -> Result<Arc<Daemon>> {
     let started = Instant::now();
     let specs = config.mounts.iter().map(|mount| spec(mount, &config.fs)).collect::<Result<Vec<_>>>()?;
     let prepared = prepare(&specs, &config.store.cache_dir)?;
@@ -134,19 +138,24 @@ fn start(config: Config) -> Result<(Arc<Daemon>, Option<OwnedFd>)> {
         problems.push(err.to_string());
         AptConfig::of_options(Options::default(), &[], Environment::default())
     });
+    let lists_directory = apt.lists_directory();
     let catalog = Arc::new(Catalog::open(Arc::clone(store.db()), apt)?);
     let runtime = tokio::runtime::Handle::current();
     let mirror = Arc::new(Mirror::new(mirror_limits(&config.mirror)));
     let source: Arc<dyn Source> = Arc::new(NetSource::new(mirror, runtime.clone()));
     let fetcher = Fetcher::new(incoming, Arc::clone(&source), runtime.clone(), FetchLimits::default());
-    let names = Arc::clone(&catalog) as Arc<dyn Names>;
-    let lists = covered(&prepared.mounts, Role::Lists)?;
+    let lists_elsewhere = match prepared.mounts.iter().any(|mount| mount.spec.role == Role::Lists) {
+        true => None,
+        false => open_lists(lists_directory.as_deref(), &mut problems),
+    };
+    let names = Arc::new(AptNames::new(Arc::clone(&catalog), config.apt.clone(), problems));
     let parts = TreeParts {
         store: Arc::clone(&store),
         objects: Arc::clone(&objects),
-        names: Arc::clone(&names),
+        names: Arc::clone(&names) as Arc<dyn Names>,
         fetcher: Arc::clone(&fetcher),
-        mend: Arc::new(Repairer::new(names, source, runtime.clone(), RepairLimits::default())),
+        mend: Arc::new(Repairer::new(Arc::clone(&names) as Arc<dyn Names>, source, runtime.clone(), RepairLimits::default())),
+        lists_elsewhere,
         runtime,
     };
     let mounts = Mounts::mount(prepared.mounts, &parts, true, config.fs.threads)?;
@@ -158,10 +167,11 @@ fn start(config: Config) -> Result<(Arc<Daemon>, Option<OwnedFd>)> {
         catalog,
         fetcher,
         mounts: Mutex::new(mounts),
-        problems: Mutex::new(problems),
+        names,
+        scan_problems: Mutex::default(),
         stop: watch::Sender::new(false),
     };
-    Ok((Arc::new(daemon), lists))
+    Ok(Arc::new(daemon))
 }
 
 fn mirror_limits(config: &config::Mirror) -> MirrorLimits {
@@ -174,9 +184,17 @@ fn mirror_limits(config: &config::Mirror) -> MirrorLimits {
     }
 }
 
-fn covered(mounts: &[PreparedMount], role: Role) -> Result<Option<OwnedFd>> {
-    let found = mounts.iter().find(|mount| mount.spec.role == role);
-    found.map(|mount| mount.dir.try_clone().with_context(|| format!("open {}", mount.spec.path.display()))).transpose()
+/// apt's lists directory where it is not mounted over; only packages that are not here yet depend on it.
+fn open_lists(path: Option<&Path>, problems: &mut Vec<String>) -> Option<Arc<OwnedFd>> {
+    let path = path?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(dir) => Some(Arc::new(dir)),
+        Err(err) => {
+            problems.push(format!("open apt's lists {}: {err}; run `apt-get update`", path.display()));
+            None
+        }
+    }
 }
 
 fn spec(mount: &config::Mount, fs: &config::Fs) -> Result<MountSpec> {
@@ -204,25 +222,13 @@ fn spec(mount: &config::Mount, fs: &config::Fs) -> Result<MountSpec> {
     Ok(MountSpec { role: mount.role, path: mount.path.clone(), options })
 }
 
-/// After the mounts answer: the catalog, then the files that changed while nothing was mounted.
-async fn settle(daemon: Arc<Daemon>, lists: Option<OwnedFd>) {
-    if let Some(lists) = lists {
-        let catalog = Arc::clone(&daemon.catalog);
-        let refreshed = tokio::task::spawn_blocking(move || catalog.refresh(lists.as_fd(), Vanished::Drop)).await;
-        match refreshed {
-            Ok(Ok(done)) => {
-                tracing::info!(parsed = done.parsed, kept = done.kept, dropped = done.dropped, "the catalog is up to date");
-                daemon.problems.lock().extend(done.problems);
-            }
-            Ok(Err(err)) => tracing::error!("read apt's lists: {err}"),
-            Err(err) => tracing::error!("read apt's lists: {err}"),
-        }
-    }
+/// After the mounts answer: the files that changed while nothing was mounted.
+async fn settle(daemon: Arc<Daemon>) {
     for tree in daemon.trees() {
         match tree.scan().await {
             Ok(scanned) => {
                 tracing::info!(role = %tree.role(), files = scanned.files, hashed = scanned.hashed, forgotten = scanned.forgotten, "compared with the database");
-                daemon.problems.lock().extend(scanned.problems);
+                daemon.scan_problems.lock().extend(scanned.problems);
             }
             Err(err) => tracing::error!(role = %tree.role(), "compare with the database: {err}"),
         }
@@ -263,7 +269,7 @@ impl Daemon {
             hashed,
             objects_bytes: self.objects.bytes(),
             objects_quota_bytes: self.config.store.quota,
-            problems: self.problems.lock().clone(),
+            problems: self.names.problems().into_iter().chain(self.scan_problems.lock().iter().cloned()).collect(),
         })
     }
 

@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "a binary has no public interface: pub marks what its other modules use")]
 
 #[allow(dead_code, reason = "used where the daemon wires its parts")]
+mod apt_names;
 mod bridge;
 mod cli;
 mod commands;

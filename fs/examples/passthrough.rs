@@ -69,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     let incoming = Arc::new(Incoming::open(Arc::clone(&store), prepared.incoming)?);
     let fetcher = Fetcher::new(incoming, Arc::new(NoSource), runtime.handle().clone(), FetchLimits::default());
     let (names, mend) = (Arc::new(NoNames), Arc::new(NoMend));
-    let parts = TreeParts { store, objects, names, mend, fetcher, runtime: runtime.handle().clone() };
+    let parts = TreeParts { store, objects, names, mend, fetcher, lists_elsewhere: None, runtime: runtime.handle().clone() };
     let mounts = Mounts::mount(prepared.mounts, &parts, verify, threads)?;
     while mounts.all_served() {
         std::thread::sleep(Duration::from_millis(100));

@@ -264,7 +264,6 @@ impl Table {
     pub(crate) fn path(&self, parent: u64, name: &OsStr) -> Option<Vec<u8>> {
         self.lock().path(parent, name)
     }
-
 }
 
 impl Inner {

@@ -311,18 +311,17 @@ impl Mounts {
     /// Mounts what was prepared and serves it with `threads` FUSE threads each. What was mounted is detached again if a
     /// later one fails. `verify` is off only to measure what checking costs.
     ///
-    /// With a lists directory among them, the catalog is refreshed in the background, now and whenever apt changes it.
+    /// With a lists directory among them, or elsewhere, the catalog is refreshed in the background, now and whenever apt
+    /// changes it.
     /// The caller starts [`Tree::scan`] of each tree when it has the time.
     pub fn mount(prepared: Vec<PreparedMount>, parts: &TreeParts, verify: bool, threads: usize) -> Result<Self, MountError> {
         let mut mounts = Self { mounts: Vec::new(), ended: watch::Sender::new(0) };
-        let lists = prepared.iter().find(|mount| mount.spec.role == Role::Lists);
-        let refresher = match lists {
-            Some(lists) => {
-                let dir = lists.dir.try_clone().map_err(step("open", &lists.spec.path))?;
-                Some(Refresher::new(Arc::clone(&parts.names), dir, parts.runtime.clone()))
-            }
-            None => None,
+        let mounted = prepared.iter().find(|mount| mount.spec.role == Role::Lists);
+        let lists = match mounted {
+            Some(lists) => Some(Arc::new(lists.dir.try_clone().map_err(step("open", &lists.spec.path))?)),
+            None => parts.lists_elsewhere.clone(),
         };
+        let refresher = lists.map(|dir| Refresher::new(Arc::clone(&parts.names), dir, mounted.is_some(), parts.runtime.clone()));
         for PreparedMount { spec, dir } in prepared {
             let lock = lock::hold_in(dir.as_fd(), LOCK_WAIT).map_err(step("lock", &spec.path))?;
             if lock.is_none() {

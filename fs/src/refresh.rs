@@ -18,7 +18,9 @@ pub(crate) const WAIT: Duration = Duration::from_secs(10);
 /// Reads the catalog anew when the lists change.
 pub struct Refresher {
     names: Arc<dyn Names>,
-    lists: OwnedFd,
+    lists: Arc<OwnedFd>,
+    /// Whether the lists are mounted, so that each change is seen.
+    followed: bool,
     runtime: tokio::runtime::Handle,
     wish: Mutex<Wish>,
     running: watch::Sender<bool>,
@@ -39,15 +41,20 @@ impl std::fmt::Debug for Refresher {
 }
 
 impl Refresher {
-    /// For the lists directory behind `lists`.
-    pub fn new(names: Arc<dyn Names>, lists: OwnedFd, runtime: tokio::runtime::Handle) -> Arc<Self> {
+    /// For the lists directory behind `lists`; `followed` if it is mounted, so that each change is seen.
+    pub fn new(names: Arc<dyn Names>, lists: Arc<OwnedFd>, followed: bool, runtime: tokio::runtime::Handle) -> Arc<Self> {
         let (wish, running, trees) = (Mutex::default(), watch::Sender::new(false), Mutex::default());
-        Arc::new(Self { names, lists, runtime, wish, running, trees })
+        Arc::new(Self { names, lists, followed, runtime, wish, running, trees })
     }
 
     /// After each refresh, the tree's files are judged by the new catalog.
     pub(crate) fn judges(&self, tree: &Arc<Tree>) {
         self.trees.lock().push(Arc::downgrade(tree));
+    }
+
+    /// Whether each change of the lists is seen; otherwise they have to be looked through when it matters.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.followed
     }
 
     /// Asks for a refresh; returns at once. [`Vanished::Drop`] is stronger than `Keep`.

@@ -140,6 +140,8 @@ pub struct TreeParts {
     pub fetcher: Arc<Fetcher>,
     /// Who gets damaged pieces again.
     pub mend: Arc<dyn Mend>,
+    /// apt's lists directory where it is none of the mounts: then it is looked through whenever apt takes a lock.
+    pub lists_elsewhere: Option<Arc<OwnedFd>>,
     /// Where waiting operations and hashing run.
     pub runtime: tokio::runtime::Handle,
 }

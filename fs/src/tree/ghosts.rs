@@ -436,7 +436,14 @@ impl Tree {
     pub(crate) fn take_lock(&self, node: &Node) -> Result<(), FsError> {
         let backing = node.real()?;
         let taken = self.run.lock().lock(|| lock::hold(backing.open(OFlags::RDWR)?))?;
-        if taken { Ok(()) } else { Err(FsError::LockHeld) }
+        if !taken {
+            return Err(FsError::LockHeld);
+        }
+        // An update may have run where nobody saw it.
+        if let Some(refresher) = self.refresher.as_ref().filter(|refresher| !refresher.is_followed()) {
+            refresher.request(Vanished::Drop);
+        }
+        Ok(())
     }
 
     /// A handle on apt's lock was released.

@@ -146,7 +146,7 @@ impl Lab {
         let source = Arc::clone(&self.source) as Arc<dyn Source>;
         let fetcher = Fetcher::new(incoming, Arc::clone(&source), handle.clone(), FetchLimits::default());
         let mend = Arc::new(Repairer::new(Arc::clone(&names), source, handle.clone(), RepairLimits::default()));
-        let parts = TreeParts { store: Arc::clone(&store), objects, names, fetcher, mend, runtime: handle };
+        let parts = TreeParts { store: Arc::clone(&store), objects, names, fetcher, mend, lists_elsewhere: None, runtime: handle };
         self.mounts = Some(Mounts::mount(prepared.mounts, &parts, true, 2).unwrap());
         self.store = Some(store);
     }
