@@ -48,14 +48,25 @@ pub fn copy(from_dir: BorrowedFd<'_>, from: &OsStr, to_dir: BorrowedFd<'_>, to: 
     copy_from(&open_regular(from_dir, from)?, to_dir, to, replace)
 }
 
-/// Removes what an interrupted [`place`] or [`copy`] left in a directory; returns how many files that were.
+/// Removes what an interrupted [`place`] or [`copy`] left in a directory and, if there is one, in its `partial/`;
+/// returns how many files that were.
 ///
 /// Only at start, when nothing is being placed.
 pub fn sweep(dir: BorrowedFd<'_>) -> io::Result<usize> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let below = match rustix::fs::openat(dir, "partial", flags, Mode::empty()) {
+        Ok(partial) => sweep_one(partial.as_fd())?,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => 0,
+        Err(err) => return Err(err.into()),
+    };
+    Ok(below + sweep_one(dir)?)
+}
+
+fn sweep_one(dir: BorrowedFd<'_>) -> io::Result<usize> {
     let mut left = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir)? {
         let entry = entry?;
-        if entry.file_name().to_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
+        if entry.file_name().to_bytes().starts_with(TEMP_PREFIX.as_bytes()) && !entry.file_type().is_dir() {
             left.push(entry.file_name().to_owned());
         }
     }

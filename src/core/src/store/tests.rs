@@ -511,7 +511,11 @@ fn place_case(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     assert_eq!(place(from, OsStr::new("dir"), to, OsStr::new("d"), Replace::Yes).unwrap_err().to_string(), "not a regular file");
     assert_eq!(sweep(to).unwrap(), 0, "no temporary name is left");
     write(to, &format!("{TEMP_PREFIX}9-9"), b"half");
-    assert_eq!(sweep(to).unwrap(), 1);
+    rustix::fs::mkdirat(to, "partial", Mode::from_raw_mode(0o755)).unwrap();
+    write(to, &format!("partial/{TEMP_PREFIX}9-9"), b"half");
+    write(to, "partial/.poolfs-ne", b"another's");
+    assert_eq!(sweep(to).unwrap(), 2);
+    assert!(read(to, "partial/.poolfs-ne").is_some());
     assert_eq!(read(to, "b").unwrap(), b"two");
 }
 
