@@ -16,7 +16,7 @@ use crate::refresh::Refresher;
 use crate::tree::{Tree, TreeOptions, TreeParts};
 use poolfs_core::Role;
 use poolfs_core::catalog::Vanished;
-use poolfs_core::store::{Counts, StoreError};
+use poolfs_core::store::{self, Counts, StoreError};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
@@ -326,6 +326,9 @@ impl Mounts {
             let lock = lock::hold_in(dir.as_fd(), LOCK_WAIT).map_err(step("lock", &spec.path))?;
             if lock.is_none() {
                 return Err(MountError::Locked(spec.path));
+            }
+            if let Err(err) = store::sweep(dir.as_fd()) {
+                tracing::warn!("half a copy may be left in {}: {err}", spec.path.display());
             }
             let options = TreeOptions { verify, browse: spec.options.browse, lazy_archives: !spec.options.no_lazy_archives };
             let root = dir.try_clone().map_err(step("open", &spec.path))?;

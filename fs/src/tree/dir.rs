@@ -8,7 +8,7 @@ use crate::errno::FsError;
 use crate::handle::DirHandle;
 use crate::inode::Node;
 use poolfs_core::Digest;
-use poolfs_core::store::{Kind, Sharing, Stamp};
+use poolfs_core::store::{Kind, Sharing, Stamp, TEMP_PREFIX};
 use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{CStr, OsStr, OsString};
@@ -354,6 +354,9 @@ impl Tree {
         let mut entries: Vec<DirEntry> = Vec::new();
         for found in rustix::fs::Dir::read_from(&handle.dir)? {
             let found = found?;
+            if found.file_name().to_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
+                continue; // A copy that has no name yet.
+            }
             let next = entries.len() as u64 + 1;
             entries.push(DirEntry { ino: found.ino(), kind: found.file_type(), name: name_of(found.file_name()), next });
         }
