@@ -60,6 +60,10 @@ impl Handles {
         self.files.write().remove(&fh).ok_or(FsError::NoHandle(fh))
     }
 
+    pub(crate) fn files_len(&self) -> usize {
+        self.files.read().len()
+    }
+
     pub(crate) fn add_dir(&self, handle: DirHandle) -> u64 {
         let fh = self.number();
         self.dirs.write().insert(fh, Arc::new(handle));

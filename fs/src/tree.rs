@@ -228,6 +228,11 @@ impl Tree {
         &self.counters
     }
 
+    /// How many files are open.
+    pub fn open_files(&self) -> usize {
+        self.handles.files_len()
+    }
+
     /// Where waiting operations run.
     pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
         &self.parts.runtime

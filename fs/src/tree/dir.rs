@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::sync::Arc;
 
@@ -163,7 +163,7 @@ impl Tree {
         };
         let path = self.table.path(dir.id, name);
         let kept = match &path {
-            Some(path) if self.options.verify => self.keep_as_object(dir_fd, name, path, &stat).unwrap_or_else(|err| {
+            Some(path) if self.options.verify => self.keep_as_object(dir.real()?, name, path, &stat).unwrap_or_else(|err| {
                 tracing::warn!(role = %self.role, "a removed file could not be kept as an object: {err}");
                 false
             }),
@@ -199,7 +199,7 @@ impl Tree {
     }
 
     /// Moves a file's bytes to `objects/` if this is its last name, its record is good and somebody else may want it.
-    fn keep_as_object(&self, dir: BorrowedFd<'_>, name: &OsStr, path: &[u8], stat: &Stat) -> Result<bool, FsError> {
+    fn keep_as_object(&self, dir: &Backing, name: &OsStr, path: &[u8], stat: &Stat) -> Result<bool, FsError> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 || stat.st_size == 0 {
             return Ok(false);
         }
@@ -219,7 +219,8 @@ impl Tree {
         if state.as_ref().is_some_and(|state| state.writers > 0 || matches!(state.claim, Claim::Writing)) {
             return Ok(false);
         }
-        if !self.parts.objects.put(&known.digest, &sums, Kind::Package, known.sharing, known.provenance, dir, name)? {
+        let opened = dir.open_dir()?;
+        if !self.parts.objects.put(&known.digest, &sums, Kind::Package, known.sharing, known.provenance, opened.as_fd(), name)? {
             return Ok(false);
         }
         if let Some(state) = &mut state {

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -124,8 +125,8 @@ impl Tree {
 
     /// Moves an object to the name under which apt knows it: from here on it is a file like any other.
     fn place_object(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, listed: &Listed) -> Result<Entry, FsError> {
-        let dir_fd = dir.real()?.fd();
-        match self.parts.objects.take(&listed.digest, dir_fd, name) {
+        let opened = dir.real()?.open_dir()?;
+        match self.parts.objects.take(&listed.digest, opened.as_fd(), name) {
             Ok(Some(taken)) => {
                 let (node, _) = self.look_up_real(dir, name)?;
                 let backing = node.real()?;
@@ -235,7 +236,9 @@ impl Tree {
             if removed() {
                 return Err(undeliverable(ghost, "its name was removed"));
             }
-            match fetched.place(dir.fd(), &ghost.name) {
+            // Opened, since a directory is brought to the disk through a descriptor that is more than O_PATH.
+            let opened = dir.open_dir()?;
+            match fetched.place(opened.as_fd(), &ghost.name) {
                 // Removed while it was being placed: the name is not to come back.
                 Ok(_) if removed() => {
                     rustix::fs::unlinkat(dir.fd(), &*ghost.name, rustix::fs::AtFlags::empty())?;
@@ -333,21 +336,23 @@ impl Tree {
             self.make_empty(node, ghost)?;
             return Ok(None);
         }
-        {
+        let joins = {
             let mut state = ghost.state.lock();
             // Another try, once the failure is old.
             if state.opens == 0 && !self.parts.fetcher.undeliverable(&ghost.entry.digest) {
                 state.failed = None;
             }
             state.opens += 1;
-        }
+            state.opens > 1 && state.failed.is_none()
+        };
         if let Err(err) = self.start(node) {
             self.release_ghost(node);
             return Err(err);
         }
         node.content.state.lock().opens += 1;
         let handle = Handle { node: Arc::clone(node), file: OnceLock::new(), writes: false, lock: false, ghost: true };
-        Ok(Some(Opened { fh: self.handles.add(handle), keep_cache: false }))
+        // Without it the kernel would wait here for pages that an earlier reader has asked for and that are not there yet.
+        Ok(Some(Opened { fh: self.handles.add(handle), keep_cache: joins }))
     }
 
     /// Reads through a handle that was opened on a ghost.

@@ -1,7 +1,7 @@
 //! Directories, a catalog, a source and a mount, all private to one test.
 
 use parking_lot::Mutex;
-use poolfs_core::catalog::Entry;
+use poolfs_core::catalog::{Entry, MirrorUrl};
 use poolfs_core::piece::PIECE_BYTES;
 use poolfs_core::store::{Incoming, Objects, Store};
 use poolfs_core::{Digest, Role};
@@ -168,7 +168,11 @@ impl Lab {
         Arc::clone(self.mounts.as_ref().unwrap().trees().next().unwrap())
     }
 
+    /// Waits until all that was closed is released (RELEASE comes after close(2)) and recorded.
     pub(crate) fn settle(&self) {
+        while self.tree().open_files() > 0 {
+            std::thread::yield_now();
+        }
         self.runtime.block_on(self.tree().settled());
     }
 
@@ -207,7 +211,7 @@ impl Lab {
             digest,
             size: bytes.len() as u64,
             date: DATE,
-            urls: Vec::new(),
+            urls: vec![MirrorUrl { url: format!("http://mirror/{name}"), proxy: None, immutable: true, private: false }],
             package: name.split('_').next().unwrap().to_owned(),
             version: "1".to_owned(),
             private: false,
