@@ -151,8 +151,23 @@ pub struct Verified {
     pub damaged: Vec<String>,
     /// Files that were mended.
     pub mended: Vec<String>,
+    /// Objects that could not be mended and are no longer kept.
+    #[serde(default)]
+    pub dropped: Vec<String>,
     /// Files that could not be read at all, with the reason.
     pub problems: Vec<String>,
+}
+
+impl Verified {
+    /// Adds what the check of one directory found.
+    pub fn add(&mut self, found: poolfs_fs::verify::Verified) {
+        self.files += found.files;
+        self.bytes += found.bytes;
+        self.damaged.extend(found.damaged);
+        self.mended.extend(found.repaired);
+        self.dropped.extend(found.dropped);
+        self.problems.extend(found.problems);
+    }
 }
 
 /// The client's end of a request.

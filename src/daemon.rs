@@ -22,6 +22,7 @@ use poolfs_fs::names::Names;
 use poolfs_fs::repair::{RepairLimits, Repairer};
 use poolfs_fs::source::Source;
 use poolfs_fs::tree::{Tree, TreeParts};
+use poolfs_fs::{FsError, verify};
 use poolfs_net::mirror::{Mirror, MirrorLimits};
 use rustix::fs::{Mode, OFlags};
 use std::future::Future;
@@ -29,7 +30,6 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -51,6 +51,7 @@ struct Daemon {
     objects: Arc<Objects>,
     catalog: Arc<Catalog>,
     fetcher: Arc<Fetcher>,
+    repairer: Repairer,
     mounts: Mutex<Mounts>,
     names: Arc<AptNames>,
     /// Files that could not be read or recorded at the start.
@@ -149,12 +150,13 @@ fn start(config: Config) -> Result<Arc<Daemon>> {
         false => open_lists(lists_directory.as_deref(), &mut problems),
     };
     let names = Arc::new(AptNames::new(Arc::clone(&catalog), config.apt.clone(), problems));
+    let repairer = Repairer::new(Arc::clone(&names) as Arc<dyn Names>, source, runtime.clone(), RepairLimits::default());
     let parts = TreeParts {
         store: Arc::clone(&store),
         objects: Arc::clone(&objects),
         names: Arc::clone(&names) as Arc<dyn Names>,
         fetcher: Arc::clone(&fetcher),
-        mend: Arc::new(Repairer::new(Arc::clone(&names) as Arc<dyn Names>, source, runtime.clone(), RepairLimits::default())),
+        mend: Arc::new(repairer.clone()),
         lists_elsewhere,
         runtime,
     };
@@ -166,6 +168,7 @@ fn start(config: Config) -> Result<Arc<Daemon>> {
         objects,
         catalog,
         fetcher,
+        repairer,
         mounts: Mutex::new(mounts),
         names,
         scan_problems: Mutex::default(),
@@ -286,31 +289,38 @@ impl Daemon {
     }
 
     async fn verify(&self, repair: bool, replies: &mpsc::Sender<Reply>) -> Result<()> {
-        let total_bytes = self.mounts.lock().stats()?.iter().map(|mount| mount.counts.bytes).sum();
-        let done = Arc::new(AtomicU64::new(0));
-        let mut found = Verified::default();
-        for (tree, path) in self.trees().into_iter().zip(self.paths()) {
-            let counter = Arc::clone(&done);
-            let check = tree.verify(repair, move |bytes| {
-                counter.fetch_add(bytes, Ordering::Relaxed);
-            });
-            tokio::pin!(check);
-            let verified = loop {
-                tokio::select! {
-                    verified = &mut check => break verified?,
-                    () = tokio::time::sleep(PROGRESS_INTERVAL) => {
-                        let progress = Reply::Progress { done_bytes: done.load(Ordering::Relaxed), total_bytes, file: path.display().to_string() };
-                        replies.send(progress).await.context("the client went away")?;
-                    }
+        let files_bytes: u64 = self.mounts.lock().stats()?.iter().map(|mount| mount.counts.bytes).sum();
+        let total_bytes = files_bytes + self.objects.bytes();
+        let seen = Mutex::new((0, String::new()));
+        let step = |name: &str, bytes: u64| {
+            let mut seen = seen.lock();
+            seen.0 += bytes;
+            seen.1.clear();
+            seen.1.push_str(name);
+        };
+        let check = async {
+            let mut found = Verified::default();
+            for (tree, path) in self.trees().into_iter().zip(self.paths()) {
+                let mut verified = verify::files(&tree, repair, &step).await?;
+                for names in [&mut verified.repaired, &mut verified.damaged] {
+                    names.iter_mut().for_each(|name| *name = path.join(&*name).display().to_string());
                 }
-            };
-            let absolute = |name: String| path.join(name).display().to_string();
-            found.files += verified.files;
-            found.bytes += verified.bytes;
-            found.mended.extend(verified.repaired.into_iter().map(absolute));
-            found.damaged.extend(verified.damaged.into_iter().map(absolute));
-            found.problems.extend(verified.problems);
-        }
+                found.add(verified);
+            }
+            found.add(verify::objects(&self.objects, repair.then_some(&self.repairer), &step).await?);
+            Ok::<_, FsError>(found)
+        };
+        tokio::pin!(check);
+        // When the client goes away, the check ends with this future.
+        let found = loop {
+            tokio::select! {
+                found = &mut check => break found?,
+                () = tokio::time::sleep(PROGRESS_INTERVAL) => {
+                    let (done_bytes, file) = seen.lock().clone();
+                    replies.send(Reply::Progress { done_bytes, total_bytes, file }).await.context("the client went away")?;
+                }
+            }
+        };
         replies.send(Reply::Verified(found)).await.context("the client went away")
     }
 

@@ -81,6 +81,7 @@ fn download_line(download: &Download) -> String {
 pub fn verified(found: &Verified) {
     println!("{} files, {} read", found.files, HumanBytes(found.bytes));
     found.mended.iter().for_each(|name| println!("mended {name}"));
+    found.dropped.iter().for_each(|name| println!("dropped {name}"));
     found.damaged.iter().for_each(|name| println!("damaged {name}"));
     found.problems.iter().for_each(|problem| println!("problem {problem}"));
 }

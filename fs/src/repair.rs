@@ -190,8 +190,8 @@ impl Inner {
         let entry = self.runtime.spawn_blocking(move || names.by_digest(&digest)).await;
         let entry = entry.map_err(|_| RepairError::Stopped { digest })?;
         let entry = entry.map_err(|err| RepairError::Catalog { digest, why: err.to_string() })?;
-        // Without an entry nobody says whether the file is private, so peers are not asked either.
-        let Some(entry) = entry.filter(|entry| !entry.urls.is_empty() && entry.size == size) else {
+        // Without an entry nobody says whether the file is private, and then peers must not be asked.
+        let Some(entry) = entry.filter(|entry| entry.size == size && !(entry.private && entry.urls.is_empty())) else {
             return Err(RepairError::Unlisted { digest });
         };
         let want = Want { digest, size, urls: entry.urls, missing: vec![index], purpose: Purpose::Repair };

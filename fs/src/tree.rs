@@ -11,7 +11,7 @@
 //!
 //! **Invariant:** bytes of a file whose claim is not `Writing` reach a reader only after their block's checksum matched.
 
-mod bytes;
+pub(crate) mod bytes;
 mod dir;
 mod file;
 mod ghosts;
@@ -21,7 +21,8 @@ mod xattr;
 pub use bytes::Bytes;
 pub use dir::{DirEntry, DirPlusEntry};
 pub use file::Opened;
-pub use scan::{Scanned, Verified};
+pub use scan::Scanned;
+pub(crate) use scan::note;
 
 use crate::attr::{Attr, SetAttr, SetTime};
 use crate::backing::{Backing, Key};

@@ -100,6 +100,13 @@ async fn mends_in_place() {
     assert!(bench.source.wants.lock().iter().all(|want| want.purpose == Purpose::Repair));
 }
 
+/// A file that no configured mirror has any more may still be had from peers.
+#[tokio::test(start_paused = true)]
+async fn asks_without_urls() {
+    let bench = Bench::new(Some(Entry { urls: vec![], ..listed(&bytes()) }), &[Act::GiveAll]);
+    bench.repair("x.deb", 0).await.unwrap();
+}
+
 /// A file that was cut short gets its end back.
 #[tokio::test(start_paused = true)]
 async fn mends_a_cut_file() {
@@ -138,7 +145,7 @@ async fn why_not() {
     let entry = || Some(listed(&bytes()));
     let unlisted = format!("no list names {digest} any more, so there is nobody to ask for its bytes");
     assert_eq!(check(None, Act::GiveAll, 0, &unlisted).await, 0);
-    assert_eq!(check(Some(Entry { urls: vec![], ..listed(&bytes()) }), Act::GiveAll, 0, &unlisted).await, 0);
+    assert_eq!(check(Some(Entry { urls: vec![], private: true, ..listed(&bytes()) }), Act::GiveAll, 0, &unlisted).await, 0);
     assert_eq!(check(entry(), Act::GiveAll, 3, &format!("{digest} has no piece 3")).await, 0);
     let why = |why: &str| format!("nobody delivers piece 0 of {digest}: {why}");
     check(entry(), Act::Hang(0), 0, &why("it did not come in 60 s")).await;

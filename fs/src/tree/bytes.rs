@@ -458,7 +458,7 @@ impl Tree {
     }
 
     /// Reads what can be had at once.
-    fn try_read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Result<Bytes, Trouble>, FsError> {
+    pub(crate) fn try_read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Result<Bytes, Trouble>, FsError> {
         let node = &handle.node;
         let file = handle.file.get().ok_or(FsError::Died)?;
         for _ in 0..READ_TRIES_MAX {

@@ -1,4 +1,4 @@
-//! The whole directory compared with the database: at start, and for `poolfs verify`.
+//! The whole directory compared with the database at start, and walked for `poolfs verify` ([`crate::verify`]).
 
 use super::Tree;
 use super::bytes::below;
@@ -7,7 +7,6 @@ use crate::content::{Claim, sharing_of};
 use crate::errno::FsError;
 use crate::inode::{Node, ROOT};
 use poolfs_core::Digest;
-use poolfs_core::piece::{self, BLOCK_BYTES};
 use poolfs_core::store::Sharing;
 use rustix::fs::FileType;
 use std::collections::HashSet;
@@ -27,21 +26,6 @@ pub struct Scanned {
     /// Records of files that are gone.
     pub forgotten: u64,
     /// Files that could not be read or recorded, with the reason.
-    pub problems: Vec<String>,
-}
-
-/// What a verification of every block found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verified {
-    /// Files read.
-    pub files: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Files with a damaged block that was repaired.
-    pub repaired: Vec<String>,
-    /// Files with a damaged block that stays damaged.
-    pub damaged: Vec<String>,
-    /// Files that could not be read at all, with the reason.
     pub problems: Vec<String>,
 }
 
@@ -89,29 +73,6 @@ impl Tree {
         Ok(scanned)
     }
 
-    /// Reads every block of every file, and repairs damaged ones if `repair`; `progress` gets the bytes of each file read.
-    pub async fn verify(self: &Arc<Self>, repair: bool, progress: impl Fn(u64) + Send + Sync) -> Result<Verified, FsError> {
-        let mut verified = Verified::default();
-        for path in self.files().await? {
-            let outcome = self.with_file(&path, |tree, node| async move { tree.verify_file(&node, repair).await }).await;
-            let name = String::from_utf8_lossy(&path).into_owned();
-            match outcome {
-                Ok(outcome) => {
-                    verified.files += 1;
-                    verified.bytes += outcome.bytes;
-                    progress(outcome.bytes);
-                    if outcome.damaged {
-                        verified.damaged.push(name);
-                    } else if outcome.repaired {
-                        verified.repaired.push(name);
-                    }
-                }
-                Err(err) => note(&mut verified.problems, &path, &err),
-            }
-        }
-        Ok(verified)
-    }
-
     /// Judges the files again that no list named when they were hashed: the catalog has changed.
     pub(crate) fn judge_again(&self) -> Result<(), FsError> {
         let mut unknown = Vec::new();
@@ -151,49 +112,8 @@ impl Tree {
         }
     }
 
-    async fn verify_file(self: &Arc<Self>, node: &Arc<Node>, repair: bool) -> Result<FileOutcome, FsError> {
-        self.settle(node).await?;
-        let opened = self.open(node.id, libc::O_RDONLY).get().await?;
-        let outcome = self.verify_handle(node, opened.fh, repair).await;
-        self.release(opened.fh)?;
-        outcome
-    }
-
-    async fn verify_handle(self: &Arc<Self>, node: &Arc<Node>, fh: u64, repair: bool) -> Result<FileOutcome, FsError> {
-        let mut outcome = FileOutcome::default();
-        let size = match node.real()?.stat() {
-            Ok(stat) => u64::try_from(stat.st_size).unwrap_or(0),
-            Err(err) => return Err(err.into()),
-        };
-        for index in 0..piece::count(size, BLOCK_BYTES) {
-            let span = piece::span(index, size, BLOCK_BYTES);
-            let len = u32::try_from(span.end - span.start).unwrap_or(BLOCK_BYTES);
-            let tried = self.blocking(move |tree| Ok(matches!(tree.read(fh, span.start, len), super::Answer::Ready(Ok(_))))).await?;
-            if !tried {
-                if repair && self.read(fh, span.start, len).get().await.is_ok() {
-                    outcome.repaired = true;
-                } else {
-                    outcome.damaged = true;
-                    self.mark_damaged(node)?;
-                }
-            }
-            outcome.bytes += u64::from(len);
-        }
-        Ok(outcome)
-    }
-
-    fn mark_damaged(&self, node: &Node) -> Result<(), FsError> {
-        let _names = self.names_still();
-        if matches!(node.content.state.lock().claim, Claim::Known(_)) {
-            for link in self.table.links(node.id) {
-                self.parts.store.set_state(self.role, &link.path, poolfs_core::store::State::Damaged)?;
-            }
-        }
-        Ok(())
-    }
-
     /// The paths of all regular files, below the mount.
-    async fn files(self: &Arc<Self>) -> Result<Vec<Vec<u8>>, FsError> {
+    pub(crate) async fn files(self: &Arc<Self>) -> Result<Vec<Vec<u8>>, FsError> {
         self.blocking(|tree| {
             let mut files = Vec::new();
             tree.walk(ROOT, &[], 0, &mut files)?;
@@ -251,40 +171,31 @@ impl Tree {
         F: Future<Output = Result<T, FsError>>,
     {
         use std::os::unix::ffi::OsStrExt as _;
-        let mut held = Vec::new();
+        let mut held = Held { tree: self, ids: Vec::new() };
         let mut node = Arc::clone(self.table.root());
-        let mut found = Ok(());
         for name in path.split(|byte| *byte == b'/') {
-            match self.look_up_real(&node, std::ffi::OsStr::from_bytes(name)) {
-                Ok((next, _)) => {
-                    held.push(next.id);
-                    node = next;
-                }
-                Err(err) => {
-                    found = Err(err);
-                    break;
-                }
-            }
+            (node, _) = self.look_up_real(&node, std::ffi::OsStr::from_bytes(name))?;
+            held.ids.push(node.id);
         }
-        let result = match found {
-            Ok(()) => body(Arc::clone(self), node).await,
-            Err(err) => Err(err),
-        };
-        for id in held.into_iter().rev() {
-            self.forget(id, 1);
-        }
-        result
+        body(Arc::clone(self), node).await
     }
 }
 
-#[derive(Default)]
-struct FileOutcome {
-    bytes: u64,
-    repaired: bool,
-    damaged: bool,
+/// Looked-up nodes, forgotten also when who looked them up is dropped half way.
+struct Held<'a> {
+    tree: &'a Tree,
+    ids: Vec<u64>,
 }
 
-fn note(problems: &mut Vec<String>, path: &[u8], err: &FsError) {
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        for id in self.ids.iter().rev() {
+            self.tree.forget(*id, 1);
+        }
+    }
+}
+
+pub(crate) fn note(problems: &mut Vec<String>, path: &[u8], err: &FsError) {
     let path = String::from_utf8_lossy(path);
     tracing::warn!("{path}: {err}");
     if problems.len() < PROBLEMS_MAX {
