@@ -106,6 +106,9 @@ pub enum RepairError {
 
 type Found = Result<Arc<Vec<u8>>, RepairError>;
 
+/// Tells when a piece was found or not.
+type Asking = watch::Receiver<Option<Found>>;
+
 /// Repairs pieces; one per process.
 #[derive(Clone, Debug)]
 pub struct Repairer {
@@ -119,7 +122,7 @@ struct Inner {
     limits: RepairLimits,
     turns: Semaphore,
     /// Pieces that are being asked for. Held for lookups only.
-    asked: Mutex<HashMap<(Digest, u32), watch::Receiver<Option<Found>>>>,
+    asked: Mutex<HashMap<(Digest, u32), Asking>>,
 }
 
 impl fmt::Debug for Inner {
