@@ -3,8 +3,8 @@
 //! The database's record is a claim. A node keeps the claim in memory while the kernel knows the node; this module holds
 //! it and decides, and `tree::bytes` does the reading, hashing and recording.
 //!
-//! Locks, in the order in which they are taken: the tree's names, [`Content::order`], [`Content::state`], the node table.
-//! [`Content::gate`] is taken before all of them, and only by tasks that may wait.
+//! Locks, in the order in which they are taken: [`Content::gate`] (only by tasks that may wait), [`Content::order`], the
+//! tree's names, [`Content::state`], the node table.
 
 use parking_lot::Mutex;
 use poolfs_core::catalog::Entry;
@@ -34,6 +34,8 @@ pub(crate) struct ContentState {
     pub(crate) opens: u32,
     /// Open handles that may write.
     pub(crate) writers: u32,
+    /// It was written through the mount: what it is now is somebody's will, whatever its name.
+    pub(crate) written: bool,
     /// Its bytes were moved to `objects/` when its last name went: it must not be written any more.
     pub(crate) is_object: bool,
 }

@@ -45,6 +45,9 @@ const BUSY_WAIT: Duration = Duration::from_secs(2);
 /// Between two tries to unmount.
 const BUSY_TRY_EVERY: Duration = Duration::from_millis(50);
 
+/// How long an unmount waits for the last files to be hashed and recorded. What is not is hashed at the next start.
+const RECORD_WAIT: Duration = Duration::from_secs(20);
+
 /// Dead mounts detached from one directory; more than that is something else going wrong.
 const DEAD_MAX: usize = 16;
 
@@ -330,6 +333,12 @@ impl Mounts {
             if let Err(err) = store::sweep(dir.as_fd()) {
                 tracing::warn!("half a copy may be left in {}: {err}", spec.path.display());
             }
+            // What a crash left half copied under a name of our own.
+            for below in [".", "partial"] {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let Ok(swept) = rustix::fs::openat(&dir, below, flags, Mode::empty()) else { continue };
+                poolfs_core::store::sweep(swept.as_fd()).map_err(step("sweep", &spec.path))?;
+            }
             let options = TreeOptions { verify, browse: spec.options.browse, lazy_archives: !spec.options.no_lazy_archives };
             let root = dir.try_clone().map_err(step("open", &spec.path))?;
             let tree = Tree::new(spec.role, root, options, parts.clone(), refresher.clone())?;
@@ -479,6 +488,11 @@ impl Mount {
             }
         }
         self.join();
+        // What was written last is recorded before anybody takes the database away.
+        let deadline = std::time::Instant::now() + RECORD_WAIT;
+        while self.tree.is_busy() && std::time::Instant::now() < deadline {
+            std::thread::sleep(BUSY_TRY_EVERY);
+        }
         Ok(())
     }
 

@@ -239,6 +239,11 @@ impl Tree {
         &self.parts.runtime
     }
 
+    /// Whether something is being hashed or recorded behind an answered request.
+    pub fn is_busy(&self) -> bool {
+        *self.busy.borrow() > 0
+    }
+
     /// Waits until nothing is being hashed or recorded behind an answered request.
     pub async fn settled(&self) {
         // The sender lives in `self`, so waiting cannot fail.

@@ -1,21 +1,27 @@
 //! Bytes of regular files: hashed, recorded, checked at each read, repaired.
 
 use super::{Answer, Tree};
+use crate::attr::SetAttr;
+use crate::backing::Backing;
 use crate::content::{Claim, Known, Verdict, classify, judge, sharing_of};
 use crate::errno::FsError;
+use crate::fetch::{Fetched, Job};
 use crate::handle::Handle;
 use crate::inode::{Link, Node};
+use crate::source::Purpose;
 use crate::supply::Wound;
 use parking_lot::RwLockReadGuard;
 use poolfs_core::catalog::Entry;
 use poolfs_core::piece::{self, BLOCK_BYTES, PIECE_BYTES};
-use poolfs_core::store::{Provenance, Sharing, Stamp, State};
+use poolfs_core::store::{Provenance, Sharing, Stamp, State, TEMP_PREFIX};
 use poolfs_core::{BlockSum, Role, Summer, Sums};
 use rustix::fs::{AtFlags, FileType, OFlags, Timestamps};
 use rustix::io::Errno;
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
@@ -145,16 +151,55 @@ impl Tree {
 
     async fn settle_gated(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), FsError> {
         let permit = Arc::clone(&self.hashing).acquire_owned().await.map_err(|_| FsError::Died)?;
-        let node = Arc::clone(node);
-        self.blocking(move |tree| {
-            let _permit = permit;
-            tree.settle_here(&node)
-        })
-        .await
+        let hashed = Arc::clone(node);
+        let impostor = self
+            .blocking(move |tree| {
+                let _permit = permit;
+                tree.settle_here(&hashed)
+            })
+            .await?;
+        match impostor {
+            Some(entry) => self.oust(node, *entry).await,
+            None => Ok(()),
+        }
     }
 
-    /// Hashes the file on this thread and records what it is.
-    pub(crate) fn settle_here(&self, node: &Node) -> Result<(), FsError> {
+    /// Replaces a file that has a package's name and size and other bytes, which nobody wrote through the mount, by the
+    /// package. ESTALE then makes the kernel look the name up again. Without a source it stays and cannot be read: apt and
+    /// dpkg would take it unchecked.
+    async fn oust(self: &Arc<Self>, node: &Arc<Node>, entry: Entry) -> Result<(), FsError> {
+        tracing::error!(name = entry.name, wanted = %entry.digest, "its bytes are not the ones that apt's lists name; it is fetched again");
+        let job = Job { digest: entry.digest, size: entry.size, urls: entry.urls.clone(), purpose: Purpose::Read };
+        let fetched = self.parts.fetcher.start(job).done().await.map_err(|err| FsError::Undeliverable {
+            name: entry.name.clone(),
+            digest: entry.digest,
+            why: err.to_string(),
+        });
+        let fetched = fetched.inspect_err(|err| tracing::error!("{err}"))?;
+        let node = Arc::clone(node);
+        self.blocking(move |tree| tree.replace(&node, &entry, &fetched)).await?;
+        Err(Errno::STALE.into())
+    }
+
+    /// Puts a verified file in the place of another of the catalog's name.
+    fn replace(&self, node: &Node, entry: &Entry, fetched: &Fetched) -> Result<(), FsError> {
+        let old = node.real()?;
+        let Some(link) = self.live_links(node).into_iter().find(|link| link.path == entry.name.as_bytes()) else { return Ok(()) };
+        let dir = link.parent.real()?.open_dir()?;
+        let temp = OsString::from(format!("{TEMP_PREFIX}replace-{}", old.key.ino));
+        fetched.place(dir.as_fd(), &temp)?;
+        let _names = self.names_lock.write();
+        let (new, _) = Backing::pin(dir.as_fd(), &temp)?;
+        let stat = super::ghosts::dress(&new, entry, &SetAttr::default())?;
+        rustix::fs::renameat(&dir, &temp, &dir, &link.name)?;
+        rustix::fs::fsync(&dir)?;
+        self.table.unnamed(old.key, link.parent.id, &link.name);
+        let (stamp, sharing) = (Stamp::of(&stat), sharing_of(entry));
+        Ok(self.parts.store.record(self.role, &link.path, stamp, fetched.sums(), sharing, fetched.provenance())?)
+    }
+
+    /// Hashes the file on this thread and records what it is. `Some`: what it only seems to be.
+    fn settle_here(&self, node: &Node) -> Result<Option<Box<Entry>>, FsError> {
         let backing = node.real()?;
         for _ in 0..HASHING_TRIES_MAX {
             let version = node.content.state.lock().version;
@@ -170,24 +215,25 @@ impl Tree {
         if matches!(state.claim, Claim::Nothing) || matches!(&state.claim, Claim::Known(_)) {
             state.set(Claim::Writing);
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Takes what a hashing found. Nothing happens if the claim is no longer the one of `version`.
-    fn accept(&self, node: &Node, sums: Sums, stamp: Stamp, version: u64) -> Result<(), FsError> {
+    fn accept(&self, node: &Node, sums: Sums, stamp: Stamp, version: u64) -> Result<Option<Box<Entry>>, FsError> {
         let _names = self.names_lock.read();
         let links = self.live_links(node);
         let by_digest = self.parts.names.by_digest(&sums.digest)?;
         let named = self.named(&links)?;
         let mut state = node.content.state.lock();
         if state.version != version {
-            return Ok(());
+            return Ok(None);
         }
+        let written = state.written;
         let before = match &state.claim {
             Claim::Known(known) => Some(known.clone()),
             Claim::Unread | Claim::Nothing | Claim::Writing => None,
         };
-        let claim = match judge(&sums, stamp, before.as_ref(), named, by_digest.as_ref()) {
+        let claim = match judge(&sums, stamp, before.as_ref(), named.filter(|_| !written), by_digest.as_ref()) {
             Verdict::Same => {
                 let mut known = before.expect("only a record can be the same");
                 known.stamp = stamp;
@@ -212,10 +258,18 @@ impl Tree {
                     self.record_new(&links, sums, stamp, by_digest.as_ref())
                 }
             }
-            Verdict::Impostor(_) | Verdict::New { .. } => self.record_new(&links, sums, stamp, by_digest.as_ref()),
+            Verdict::Impostor(entry) => {
+                // No record: whoever opens it later hashes it again and comes here.
+                for link in &links {
+                    self.parts.store.removed(self.role, &link.path)?;
+                }
+                state.set(Claim::Nothing);
+                return Ok(Some(entry));
+            }
+            Verdict::New { .. } => self.record_new(&links, sums, stamp, by_digest.as_ref()),
         };
         state.set(claim);
-        Ok(())
+        Ok(None)
     }
 
     fn record_new(&self, links: &[Link], sums: Sums, stamp: Stamp, by_digest: Option<&Entry>) -> Claim {
@@ -304,7 +358,9 @@ impl Tree {
         for link in self.table.links(node.id) {
             self.parts.store.begin_writing(self.role, &link.path, backing.key.ino)?;
         }
-        node.content.state.lock().set(Claim::Writing);
+        let mut state = node.content.state.lock();
+        state.set(Claim::Writing);
+        state.written = true;
         Ok(())
     }
 

@@ -306,7 +306,8 @@ impl Tree {
             return Ok(());
         }
         let dir = ghost.dir.real()?;
-        let _names = self.names_lock.write();
+        // Whoever opens the file as soon as it is there finds its bytes accounted for.
+        let mut order = node.content.order.lock();
         {
             let mut state = ghost.state.lock();
             if let Some(placing) = state.placing.take() {
@@ -315,17 +316,20 @@ impl Tree {
             state.fetching = None;
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(dir.fd(), &*ghost.name, flags, rustix::fs::Mode::from_raw_mode(0o600)) {
-            Ok(_) | Err(Errno::EXIST) => {}
+        let made = match rustix::fs::openat(dir.fd(), &*ghost.name, flags, rustix::fs::Mode::from_raw_mode(0o600)) {
+            Ok(_) => true,
+            // It was put in place, or somebody wrote it, this very moment.
+            Err(Errno::EXIST) => false,
             Err(err) => return Err(err.into()),
-        }
+        };
         let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
         let set = std::mem::take(&mut ghost.state.lock().set);
         dress(&backing, &ghost.entry, &SetAttr { mtime: Some(SetTime::Now), ..set })?;
-        if self.table.embody(node, backing) {
-            node.content.order.lock().restart();
-            node.content.state.lock().set(Claim::Nothing);
+        if made {
+            order.restart();
         }
+        node.content.state.lock().set(Claim::Nothing);
+        self.table.embody(node, backing);
         Ok(())
     }
 
@@ -491,7 +495,7 @@ fn undeliverable(ghost: &Ghost, why: &str) -> FsError {
 }
 
 /// Owner, mode and times of a file that takes a ghost's place.
-fn dress(backing: &Backing, listed: &Listed, set: &SetAttr) -> Result<Stat, FsError> {
+pub(super) fn dress(backing: &Backing, listed: &Listed, set: &SetAttr) -> Result<Stat, FsError> {
     backing.chown(Some(set.uid.unwrap_or(0)), Some(set.gid.unwrap_or(0)))?;
     backing.chmod(set.mode.unwrap_or(0o644))?;
     let date = SetTime::At(crate::attr::Time { sec: listed.date, nsec: 0 });

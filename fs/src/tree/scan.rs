@@ -9,6 +9,7 @@ use crate::inode::{Node, ROOT};
 use poolfs_core::Digest;
 use poolfs_core::store::Sharing;
 use rustix::fs::FileType;
+use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -40,7 +41,8 @@ impl Tree {
         for path in self.files().await? {
             let hashed_before = self.counters.files_hashed.load(std::sync::atomic::Ordering::Relaxed);
             match self.with_file(&path, |tree, node| async move { tree.settle(&node).await }).await {
-                Ok(()) => {
+                // Replaced by what its name says: the new file has its record.
+                Ok(()) | Err(FsError::Backing(Errno::STALE)) => {
                     scanned.files += 1;
                     let hashed = self.counters.files_hashed.load(std::sync::atomic::Ordering::Relaxed);
                     scanned.hashed += u64::from(hashed > hashed_before);

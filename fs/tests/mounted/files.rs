@@ -128,6 +128,30 @@ fn other_bytes_at_the_same_inode_and_size_are_damage() {
     assert_eq!(fs::read(lab.path("rots_1_all.deb")).unwrap(), content);
 }
 
+/// apt and dpkg take a file of the right name and size without looking at it: a wrong one must not reach them.
+#[test]
+fn a_file_that_only_looks_like_the_package_is_replaced() {
+    let Some(mut lab) = Lab::new(Role::Archives) else { return };
+    let content = bytes(2 * BLOCK, 10);
+    lab.offer("looks_1_all.deb", &content);
+    lab.unmount();
+    fs::write(lab.path("looks_1_all.deb"), bytes(2 * BLOCK, 11)).unwrap();
+    lab.mount();
+    lab.mood(Mood::HasNothing);
+    assert_eq!(errno(&fs::read(lab.path("looks_1_all.deb")).unwrap_err()), libc::EIO);
+    lab.unmount();
+    lab.mount();
+    lab.mood(Mood::Gives);
+    assert!(fs::read(lab.path("looks_1_all.deb")).unwrap() == content);
+    assert_eq!(lab.xattr("looks_1_all.deb", "state"), "clean");
+    // What is written through the mount is somebody's will.
+    fs::remove_file(lab.path("looks_1_all.deb")).unwrap();
+    let own = bytes(2 * BLOCK, 12);
+    fs::write(lab.path("looks_1_all.deb"), &own).unwrap();
+    lab.settle();
+    assert!(fs::read(lab.path("looks_1_all.deb")).unwrap() == own);
+}
+
 /// apt replaces lists by rename, and the size may stay: that is a new file and no damage.
 #[test]
 fn a_replaced_file_of_the_same_size_is_a_new_one() {
