@@ -5,9 +5,10 @@
 //! not cancel what others wait for. What is in `incoming/` survives a restart and is not asked for again. Every wait ends:
 //! see [`FetchLimits`]. What could not be had is not tried again for a while.
 //!
-//! Each download is one task on the runtime. It owns the [`Partial`](poolfs_core::store::Partial) alone; everything that touches the disk or hashes runs
-//! on the runtime's blocking threads, one step of a download at a time, so pieces wait in the channel and memory stays
-//! bounded: [`DELIVERIES_WAITING_MAX`](crate::source::DELIVERIES_WAITING_MAX) pieces and one being written per download.
+//! Each download is one task on the runtime, which owns the [`Partial`](poolfs_core::store::Partial) alone. Everything that
+//! touches the disk or hashes runs on the runtime's blocking threads, one step of a download at a time, so pieces wait in the
+//! channel and memory stays bounded: [`DELIVERIES_WAITING_MAX`](crate::source::DELIVERIES_WAITING_MAX) pieces and one being
+//! written per download.
 //!
 //! The one lock, around the table of downloads, is held for lookups only, never over the disk, the network or an await.
 
