@@ -496,6 +496,11 @@ impl Node {
         self.tables.iter().flat_map(Table::entries).filter(|e| e.failures == 0).map(|e| e.info).collect()
     }
 
+    /// Counters since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
     /// A view for people and metrics.
     pub fn status(&self) -> Status {
         let mut sorted: Vec<Duration> = self.recent.iter().copied().collect();
