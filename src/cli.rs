@@ -88,6 +88,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look into the DHT, or run a node of it that mounts nothing
+    Dht(crate::dht_cmd::DhtArgs),
     /// The process that serves the mounts; started by `up`, which watches over it
     #[command(hide = true)]
     Serve {

@@ -43,6 +43,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Watch { common, json } => watch(&load(&common)?, json),
         Command::Verify { common, repair, json } => verify(&load(&common)?, repair, json),
+        Command::Dht(args) => crate::dht_cmd::run(args),
         Command::Serve { common, only } => serve(&common, only),
     }
 }
@@ -51,7 +52,7 @@ fn load(common: &Common) -> Result<Config> {
     Config::load(common.config.as_deref())
 }
 
-fn start_logging(config: &Config) -> Result<()> {
+pub(crate) fn start_logging(config: &Config) -> Result<()> {
     let directives = std::env::var("POOLFS_LOG").unwrap_or_else(|_| config.log.level.clone());
     let filter = EnvFilter::builder()
         .parse(&directives)

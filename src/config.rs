@@ -22,7 +22,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("apt", &["sources", "config"]),
     ("fs", &["lazy_archives", "threads"]),
     ("mirror", &["connect_timeout_s", "first_byte_timeout_s", "stall_timeout_s", "rate_min_bytes_s"]),
-    ("net", &["listen", "bootstrap", "discovery", "network"]),
+    ("net", &["listen", "bootstrap", "seeds", "discovery", "network"]),
     ("log", &["level"]),
 ];
 
@@ -126,6 +126,8 @@ pub struct Net {
     /// Nodes to join the DHT by, as `HOST:PORT`.
     #[serde(deserialize_with = "host_ports")]
     pub bootstrap: Vec<String>,
+    /// DNS names that list nodes: `_poolfs._udp` SRV records, else addresses.
+    pub seeds: Vec<String>,
     /// Whether the link's other nodes are looked for by multicast.
     pub discovery: bool,
     /// Whether addresses of the public internet are believed.
@@ -133,7 +135,7 @@ pub struct Net {
 }
 
 /// What kind of network the peers are on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
     /// A LAN or a company's network: private addresses are believed, nobody else is asked.
@@ -197,6 +199,7 @@ impl Default for Net {
         Self {
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 9977),
             bootstrap: Vec::new(),
+            seeds: Vec::new(),
             discovery: true,
             network: Network::Private,
         }
@@ -437,6 +440,7 @@ mod tests {
             [net]
             listen = "127.0.0.1:1"
             bootstrap = ["host:1"]
+            seeds = ["seed.example.org"]
             discovery = false
             network = "public"
             [log]

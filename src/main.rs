@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod control;
 mod daemon;
+mod dht_cmd;
 mod show;
 mod supervise;
 mod sys;

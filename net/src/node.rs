@@ -16,7 +16,7 @@ pub use snapshot::{FamilySnapshot, Rates, Snapshot};
 pub use sockets::expand_listen;
 
 use crate::dht::{self, AnnounceKey, CommandError, Family, FoundContact, Limits, Network, Outcome, Schedule};
-use crate::discovery::{DiscoveryConfig, HostPort, Origin, SeedError, Seeds};
+use crate::discovery::{DiscoveryConfig, HostPort, Origin, SeedError, Seeds, Standing};
 use crate::krpc::{Id, NodeInfo};
 use crate::netdb::{NetDb, NetDbError};
 use driver::{Command, Driver};
@@ -188,6 +188,7 @@ pub struct Dht {
     events: broadcast::Sender<dht::Event>,
     local: [Option<SocketAddr>; 2],
     key: watch::Receiver<SigningKey>,
+    standing: watch::Receiver<Standing>,
     numbers: Arc<AtomicU64>,
 }
 
@@ -199,9 +200,9 @@ impl Dht {
         let (commands, commands_out) = mpsc::channel(COMMANDS_MAX);
         let events = broadcast::Sender::new(EVENTS_MAX);
         let driver = Driver::new(options, sockets, netdb, commands_out, events.clone()).await?;
-        let key = driver.key();
+        let (key, standing) = (driver.key(), driver.standing());
         tokio::spawn(driver.run());
-        Ok(Self { commands, events, local, key, numbers: Arc::default() })
+        Ok(Self { commands, events, local, key, standing, numbers: Arc::default() })
     }
 
     /// The address bound in a family.
@@ -217,6 +218,12 @@ impl Dht {
     /// What happens in the node beside the answers to commands.
     pub fn events(&self) -> broadcast::Receiver<dht::Event> {
         self.events.subscribe()
+    }
+
+    /// Waits until at least `count` nodes of both families together are in the routing tables.
+    pub async fn knows(&self, count: usize) -> Result<(), NodeError> {
+        let mut standing = self.standing.clone();
+        standing.wait_for(|standing| standing.members >= count).await.map(drop).map_err(|_| NodeError::Stopped)
     }
 
     /// Asks `to` to show itself. `None`: nothing came back in 14 s.

@@ -22,8 +22,11 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// A new identity is taken at most this often: anybody can show our key, and must not keep us changing.
 const IDENTITY_CHANGE_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Shortest time between two looks at the tables and counters.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two looks at the tables and counters, while datagrams arrive.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Shortest time between two looks while none arrive.
+const IDLE_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Addresses from discovery that wait for the driver.
 const CONTACTS_MAX: usize = 64;
@@ -73,6 +76,8 @@ pub(super) struct Driver {
     /// For the discovery that follows a change of identity.
     contacts_in: mpsc::Sender<SocketAddr>,
     standing: watch::Sender<Standing>,
+    /// Discovery under the present id; it ends with this value.
+    discovering: JoinSet<()>,
     key: watch::Sender<SigningKey>,
     pings: HashMap<PingId, oneshot::Sender<Option<Pong>>>,
     lookups: HashMap<LookupId, Waiting>,
@@ -83,6 +88,7 @@ pub(super) struct Driver {
     meter: Meter,
     unsent: u64,
     looked_at: Instant,
+    looked_datagrams: u64,
     identity_changed: Option<Instant>,
 }
 
@@ -120,6 +126,7 @@ impl Driver {
             contacts,
             contacts_in,
             standing: watch::Sender::new(Standing::default()),
+            discovering: JoinSet::new(),
             key: watch::Sender::new(key),
             pings: HashMap::new(),
             lookups: HashMap::new(),
@@ -129,11 +136,16 @@ impl Driver {
             meter: Meter::default(),
             unsent: 0,
             looked_at: Instant::now(),
+            looked_datagrams: 0,
             identity_changed: None,
         };
         let saved: Vec<NodeInfo> = saved.into_iter().map(|node| NodeInfo { id: Id(node.id), addr: node.address }).collect();
         driver.begin(&saved);
         Ok(driver)
+    }
+
+    pub(super) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
     }
 
     pub(super) fn key(&self) -> watch::Receiver<SigningKey> {
@@ -146,18 +158,19 @@ impl Driver {
         self.meter = Meter::default();
         self.meter.sample(now, self.node.status().counters);
         self.node.restore(known, now);
-        self.standing = watch::Sender::new(Standing::default());
+        self.standing.send_replace(Standing::default());
         let port = self.sockets.local().into_iter().flatten().next().map_or(0, |address| address.port());
         let (standing, contacts) = (self.standing.subscribe(), self.contacts_in.clone());
         let id = self.node.id(Family::V4).0;
-        // It ends when `standing` is replaced or dropped.
-        tokio::spawn(discovery::run(self.options.discovery.clone(), id, port, standing, contacts));
+        self.discovering = JoinSet::new();
+        self.discovering.spawn(discovery::run(self.options.discovery.clone(), id, port, standing, contacts));
     }
 
     pub(super) async fn run(mut self) {
         let ended = loop {
             self.act();
-            let timeout = self.node.next_timeout();
+            let look_at = self.look();
+            let timeout = look_at.into_iter().fold(self.node.next_timeout(), Instant::min);
             tokio::select! {
                 // Commands first: a flood of datagrams must not keep the owner from stopping the node.
                 biased;
@@ -209,15 +222,20 @@ impl Driver {
                 Action::Event(event) => self.event(event),
             }
         }
-        self.look();
     }
 
-    /// Looks at the whole node: once a second at most, and at each datagram only while it knows nobody.
-    fn look(&mut self) {
+    /// Looks at the tables and counters; if it was just done, says when it is to be done again.
+    fn look(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        if self.standing.borrow().joined && now.saturating_duration_since(self.looked_at) < LOOK_INTERVAL {
-            return;
+        let next = self.looked_at + LOOK_INTERVAL;
+        let heard = self.node.counters();
+        if heard.datagrams_in == self.looked_datagrams && self.looked_at + IDLE_LOOK_INTERVAL > now {
+            return None;
         }
+        if next > now {
+            return Some(next);
+        }
+        self.looked_datagrams = heard.datagrams_in;
         self.looked_at = now;
         self.node.set_unix_time(now, unix_s());
         let status = self.node.status();
@@ -225,6 +243,7 @@ impl Driver {
         let members = status.nodes.iter().sum();
         let standing = Standing { joined: members > 0, members };
         self.standing.send_if_modified(|known| std::mem::replace(known, standing) != standing);
+        None
     }
 
     fn event(&mut self, event: Event) {

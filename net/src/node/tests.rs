@@ -56,19 +56,6 @@ async fn contacts(dht: &Dht, key: Id) -> Vec<FoundContact> {
     found
 }
 
-/// Waits until the node knows `count` nodes of a family.
-async fn knows(dht: &Dht, family: Family, count: usize) {
-    loop {
-        let status = dht.status().await.unwrap();
-        let of = if family == Family::V4 { status.v4 } else { status.v6 };
-        if of.is_some_and(|of| of.nodes >= count) {
-            return;
-        }
-        // A ping's answer and the next datagrams come by turns; each question lets the driver run.
-        tokio::task::yield_now().await;
-    }
-}
-
 /// The whole way: what one node announces another finds, with what it says of itself, over both families.
 #[tokio::test]
 async fn announced_and_found_over_both_families() {
@@ -77,10 +64,8 @@ async fn announced_and_found_over_both_families() {
     for node in [&b, &c] {
         node.bootstrap(vec![local(&a), a.local(Family::V6).unwrap()]).await.unwrap();
     }
-    for family in Family::ALL {
-        for node in [&a, &b, &c] {
-            knows(node, family, 2).await;
-        }
+    for node in [&a, &b, &c] {
+        node.knows(4).await.unwrap();
     }
     let key = Id([7; 20]);
     let mut events = b.events();
@@ -108,7 +93,7 @@ async fn announced_and_found_over_both_families() {
 async fn items_are_put_and_got() {
     let (a, b) = (start(options()).await, start(options()).await);
     b.bootstrap(vec![local(&a)]).await.unwrap();
-    knows(&b, Family::V4, 1).await;
+    b.knows(1).await.unwrap();
     let value = b"11:hello world".to_vec();
     let stored = b.put_item(value.clone()).await.unwrap().outcome().await.unwrap().stored;
     assert_eq!(stored, 1);
@@ -125,13 +110,13 @@ async fn a_restart_joins_by_the_saved_table() {
     let netdb = || Some(Arc::new(NetDb::open(dir.path()).unwrap()));
     let (a, b) = (start(options()).await, Dht::start(options(), netdb()).await.unwrap());
     b.bootstrap(vec![local(&a)]).await.unwrap();
-    knows(&b, Family::V4, 1).await;
+    b.knows(1).await.unwrap();
     let key = b.signing_key().to_bytes();
     b.shutdown().await;
     assert!(matches!(b.status().await, Err(NodeError::Stopped)));
     let b = Dht::start(options(), netdb()).await.unwrap();
     assert_eq!(b.signing_key().to_bytes(), key);
-    knows(&b, Family::V4, 1).await;
+    b.knows(1).await.unwrap();
 }
 
 /// A machine copied with its key must become another node as soon as it hears of the first, and say so in its database.
@@ -173,7 +158,7 @@ async fn dropped_lookups_are_cancelled() {
     let a = start(options()).await;
     let b = start(options()).await;
     b.bootstrap(vec![local(&a)]).await.unwrap();
-    knows(&b, Family::V4, 1).await;
+    b.knows(1).await.unwrap();
     a.shutdown().await;
     let lookup = b.get_peers(Id([1; 20])).await.unwrap();
     assert_eq!(b.status().await.unwrap().lookups, 1);
@@ -247,7 +232,7 @@ async fn repeated_and_reordered_datagrams_change_nothing() {
     router.attach(local(&a)).await.unwrap();
     let public_b = router.attach(local(&b)).await.unwrap();
     a.bootstrap(vec![public_b]).await.unwrap();
-    knows(&a, Family::V4, 1).await;
+    a.knows(1).await.unwrap();
     let key = Id([9; 20]);
     let mut events = a.events();
     a.set_announces(vec![announce(&a, key)]).await.unwrap();
@@ -272,7 +257,7 @@ async fn a_third_of_all_datagrams_lost() {
         node.bootstrap(vec![public[0]]).await.unwrap();
     }
     for node in &nodes {
-        knows_slowly(node, NODES / 2).await;
+        node.knows(NODES / 2).await.unwrap();
     }
     let mut waits = Vec::new();
     for (n, node) in nodes.iter().enumerate() {
@@ -302,18 +287,6 @@ async fn a_third_of_all_datagrams_lost() {
     }
     assert!(by_id.values().all(|sent| *sent <= 3), "nothing is sent a fourth time");
     assert!(by_id.values().any(|sent| *sent == 3), "the loss was felt");
-}
-
-/// As [`knows`], for a network where answers take seconds: asks again when something came.
-async fn knows_slowly(dht: &Dht, count: usize) {
-    loop {
-        let status = dht.status().await.unwrap();
-        if status.v4.is_some_and(|v4| v4.nodes >= count) {
-            return;
-        }
-        // Each answer of this ends a round trip; a lookup of the own surroundings also fills the table.
-        dht.find_node(Id(rand::random())).await.unwrap().outcome().await.unwrap();
-    }
 }
 
 /// A key of another process must be usable: the handle gives the very pair of the database.
