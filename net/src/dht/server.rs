@@ -7,7 +7,7 @@
 use super::address::{self, Family};
 use super::query::{Budget, Purpose};
 use super::rtt::Bucket;
-use super::storage::{CONTACT_LIFE_OTHER, CONTACT_LIFE_POOLFS, Kept};
+use super::storage::Kept;
 use super::table::K;
 use super::{Action, DialTicket, Event, Node};
 use crate::krpc::message::MalformedKind;
@@ -300,7 +300,8 @@ impl Node {
         }
         // A `pv` that breaks a rule is left out; the contact is worth keeping without.
         let pv: Option<Arc<[u8]>> = announce.pv.as_deref().filter(|pv| Pv::parse(pv).is_ok()).map(Arc::from);
-        let life = if poolfs { CONTACT_LIFE_POOLFS } else { CONTACT_LIFE_OTHER };
+        let limits = &self.config.limits;
+        let life = if poolfs { limits.contact_life_poolfs } else { limits.contact_life_other };
         let mut refused = None;
         let mut kept = 0;
         for key in std::iter::once(&announce.key).chain(&announce.more) {

@@ -51,6 +51,10 @@ pub struct Limits {
     pub statements_per_subject_max: usize,
     /// Statements sent by one address.
     pub statements_per_address_max: usize,
+    /// How long a contact announced by a poolfs node is kept.
+    pub contact_life_poolfs: Duration,
+    /// How long any other contact is kept.
+    pub contact_life_other: Duration,
 }
 
 impl Default for Limits {
@@ -67,6 +71,8 @@ impl Default for Limits {
             statements_max: 4_096,
             statements_per_subject_max: 32,
             statements_per_address_max: 64,
+            contact_life_poolfs: CONTACT_LIFE_POOLFS,
+            contact_life_other: CONTACT_LIFE_OTHER,
         }
     }
 }
