@@ -103,7 +103,7 @@ class Node:
                 if isinstance(value, dict):
                     value = value.get("value")
                 tell(event="item", node=self.index, target=str(alert.target), value=value.hex() if isinstance(value, bytes) and value else None)
-            elif kind == "dht_log_alert" and "BLOCKING" in alert.message().upper():
+            elif kind == "dht_log_alert" and "BANNING" in alert.message().upper():
                 tell(event="blocked", node=self.index, address=alert.message())
             elif kind == "dht_pkt_alert" and self.trace:
                 text = alert.message()

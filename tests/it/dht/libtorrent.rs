@@ -82,6 +82,11 @@ impl Libtorrent {
         this
     }
 
+    /// Every event taken so far.
+    pub(super) fn seen(&self) -> &[Value] {
+        &self.seen
+    }
+
     pub(super) async fn send(&mut self, request: &Value) {
         self.stdin.write_all(format!("{request}\n").as_bytes()).await.unwrap();
     }
