@@ -12,6 +12,8 @@
 pub mod bits;
 pub mod blame;
 pub mod piece_list;
+pub mod rating;
+pub mod schedule;
 
 use poolfs_core::Digest;
 use poolfs_core::piece::{self, PIECE_BYTES, SMALL_FILE_BYTES_MAX};

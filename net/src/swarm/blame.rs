@@ -128,7 +128,9 @@ pub struct Blame {
     gives_of: Vec<Vec<u32>>,
     /// Per piece the give that is the first round's.
     first: Vec<Option<u32>>,
+    /// No piece before this one is open in the first round.
     first_open: usize,
+    open_count: usize,
     /// `run[i]`: the first round's SHA-256 over the pieces before `i`.
     run: Vec<Sha256>,
     lists: Lists,
@@ -144,6 +146,8 @@ pub struct Blame {
     mirror_bytes: u64,
     mirror_gives: u64,
     third_done: bool,
+    /// The hour's one leave for repeating a download is this one's.
+    round_covered: bool,
     job: Option<(u64, JobFor)>,
     jobs: u64,
     actions: VecDeque<Action>,
@@ -176,6 +180,7 @@ impl Blame {
             gives_of: vec![Vec::new(); pieces],
             first: vec![None; pieces],
             first_open: 0,
+            open_count: pieces,
             run: vec![Sha256::new()],
             lists: Lists::default(),
             second: Second::default(),
@@ -189,6 +194,7 @@ impl Blame {
             mirror_bytes: 0,
             mirror_gives: 0,
             third_done: false,
+            round_covered: false,
             job: None,
             jobs: 0,
             actions: VecDeque::new(),
@@ -248,6 +254,24 @@ impl Blame {
     /// Whether the first round still needs `piece`.
     pub fn needs(&self, piece: u32) -> bool {
         self.is_first_round() && self.first.get(piece as usize).is_some_and(Option::is_none) && self.lists.arbitrating() != Some(piece)
+    }
+
+    /// The pieces that the first round still needs, ascending, asked already or not.
+    pub fn open(&self) -> impl Iterator<Item = u32> + '_ {
+        let from = u32::try_from(self.first_open).expect("pieces are u32");
+        (from..self.shape.pieces()).filter(|piece| self.needs(*piece))
+    }
+
+    /// How many pieces the first round still needs.
+    pub fn open_count(&self) -> usize {
+        if self.is_first_round() { self.open_count } else { 0 }
+    }
+
+    /// Ends the download for a reason that this machine cannot see.
+    pub fn give_up(&mut self, why: NotHad) {
+        if !self.is_over() {
+            self.fail(why);
+        }
     }
 
     /// Whether `source` may be asked for `piece` now: it has it, has not given it, is not out, and the bounds allow it.
@@ -417,7 +441,7 @@ impl Blame {
         }
         match self.step {
             Step::First => self.first_gave(id, turn),
-            Step::Second => self.second_gave(id, turn),
+            Step::Second => self.second_gave(id),
             Step::MirrorDisputed | Step::MirrorRest | Step::Third => {
                 if why == Why::Repair && self.seats[index] == Seat::Asked {
                     self.seats[index] = Seat::Given(id);
@@ -448,6 +472,10 @@ impl Blame {
     fn accept(&mut self, id: u32) {
         let Give { piece, digest, source, .. } = self.gives[id as usize];
         self.first[piece as usize] = Some(id);
+        self.open_count -= 1;
+        while self.first.get(self.first_open).is_some_and(Option::is_some) {
+            self.first_open += 1;
+        }
         if self.sources[source.index()].kind != SourceKind::Here {
             self.actions.push_back(Action::Accept { piece, digest, source });
         }
@@ -456,6 +484,7 @@ impl Blame {
     /// Takes a piece out of the first round again, with the running hash past it.
     fn unaccept(&mut self, piece: usize) {
         self.first[piece] = None;
+        self.open_count += 1;
         self.first_open = self.first_open.min(piece);
         self.run.truncate(piece + 1);
         self.job = None;
@@ -508,9 +537,6 @@ impl Blame {
         if !self.in_flight.is_empty() {
             return false;
         }
-        while self.first.get(self.first_open).is_some_and(Option::is_some) {
-            self.first_open += 1;
-        }
         let piece = u32::try_from(self.first_open).expect("pieces are u32");
         let ids = 0..u16::try_from(self.sources.len()).expect("at most SOURCES_MAX");
         if self.lists.arbitrating().is_some() || ids.map(SourceId).any(|source| self.may_ask(source, piece)) {
@@ -536,14 +562,25 @@ impl Blame {
         let one = givers.next();
         if givers.all(|giver| Some(giver) == one) {
             turn.budget.charge(if one.is_some_and(|only| self.is_peer(only)) { self.shape.size } else { 0 }, turn.now);
-            self.repair(turn);
-        } else if turn.budget.take_round(self.shape.size, turn.now) {
+            return self.repair(turn);
+        }
+        // The hour's one leave covers every round of this download; without it the first round is waste as well.
+        self.round_covered = turn.budget.take_round(turn.now);
+        turn.budget.charge(if self.round_covered { 0 } else { self.shape.size }, turn.now);
+        if self.leave_for_round(turn) {
             self.step = Step::Second;
             self.second = Second::new(self.pieces);
         } else {
-            turn.budget.charge(self.shape.size, turn.now);
             self.repair(turn);
         }
+    }
+
+    /// Whether the hour's budget has a whole further round from peers for this download.
+    fn leave_for_round(&mut self, turn: &mut Turn<'_>) -> bool {
+        self.round_covered = self.round_covered || turn.budget.take_round(turn.now);
+        // Third sources are paid for beforehand, so that they never exceed it.
+        let ties = u64::from(self.shape.pieces().min(TIES_MAX)) * u64::from(self.shape.piece_bytes);
+        self.round_covered || turn.budget.take_bytes(self.shape.size + ties, turn.now)
     }
 
     fn verified(&mut self, pieces: Vec<Digest>) {

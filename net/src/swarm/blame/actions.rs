@@ -120,6 +120,9 @@ pub enum NotHad {
     /// What sources gave does not make the file, and the bounds are reached: not to be tried again for [`RETRY_AFTER`](super::RETRY_AFTER).
     #[error("no combination of what the sources gave has the right digest")]
     Undecided,
+    /// Liars have used up the hour's allowance, and there is no mirror.
+    #[error("this hour's allowance for repeated downloads is spent, and no mirror has the file")]
+    BudgetSpent,
     /// The kept bytes cannot be read.
     #[error("the pieces kept on this machine cannot be read back")]
     LocalRead,

@@ -12,10 +12,10 @@ pub const WASTE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Entries kept: past this the oldest two become one, which keeps the sum and forgets it later.
 const ENTRIES_MAX: usize = 256;
 
-/// The waste of the last hour: one second round whatever its size, and [`WASTE_BYTES_MAX`].
+/// The waste of the last hour: the rounds of one download whatever its size, and [`WASTE_BYTES_MAX`].
 ///
-/// "Waste" is bytes from peers that did not become part of the file. What the mirror sends instead is not counted: stock
-/// apt would have asked it for the same.
+/// "Waste" is bytes from peers that had to be asked for again. What the mirror sends instead is not counted: stock apt
+/// would have asked it for the same.
 #[derive(Debug, Default)]
 pub struct WasteBudget {
     round_at: Option<Instant>,
@@ -38,13 +38,13 @@ impl WasteBudget {
         self.round_is_free(now) || self.spent_bytes(now).saturating_add(size) <= WASTE_BYTES_MAX
     }
 
-    /// Takes leave for one more whole round of `size` bytes; `false` if the hour has none left.
-    pub fn take_round(&mut self, size: u64, now: Instant) -> bool {
-        if self.round_is_free(now) {
+    /// Takes the hour's one leave to repeat a download whatever its size; `false` if it is taken.
+    pub fn take_round(&mut self, now: Instant) -> bool {
+        let free = self.round_is_free(now);
+        if free {
             self.round_at = Some(now);
-            return true;
         }
-        self.take_bytes(size, now)
+        free
     }
 
     /// Takes leave to waste `bytes` more; `false` if the hour has less left.
@@ -90,10 +90,11 @@ mod tests {
         let start = Instant::now();
         let mut budget = WasteBudget::new();
         assert!(budget.peers_allowed(1000 * MIB, start));
-        assert!(budget.take_round(1000 * MIB, start));
+        assert!(budget.take_round(start));
         assert!(!budget.peers_allowed(65 * MIB, start));
-        assert!(!budget.take_round(65 * MIB, start));
-        assert!(budget.take_round(60 * MIB, start));
+        assert!(!budget.take_round(start));
+        assert!(!budget.take_bytes(65 * MIB, start));
+        assert!(budget.take_bytes(60 * MIB, start));
         assert!(budget.take_bytes(4 * MIB, start));
         assert!(!budget.take_bytes(1, start));
         assert!(!budget.peers_allowed(1, start));

@@ -63,7 +63,7 @@ impl Blame {
             return;
         }
         let somebody = (0u32..).take(self.pieces).any(|piece| self.third_source(piece).is_some());
-        if self.third_done || !somebody || !turn.budget.take_round(self.shape.size, turn.now) {
+        if self.third_done || !somebody || !self.leave_for_round(turn) {
             return self.fail(NotHad::Undecided);
         }
         self.third_done = true;

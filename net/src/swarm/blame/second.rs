@@ -1,6 +1,6 @@
 //! Step 2: the second round, shifted by one, and the table that decides at each difference.
 
-use super::{Action, Ask, Blame, Give, Seat, Step, TIES_MAX, Turn, WINDOW_PIECES, Why};
+use super::{Action, Ask, Blame, Give, Seat, Step, TIES_MAX, WINDOW_PIECES, Why};
 use crate::swarm::SourceId;
 use poolfs_core::Digest;
 use sha2::{Digest as _, Sha256};
@@ -60,13 +60,10 @@ impl Second {
 }
 
 impl Blame {
-    pub(super) fn second_gave(&mut self, id: u32, turn: &mut Turn<'_>) {
+    pub(super) fn second_gave(&mut self, id: u32) {
         let give = self.gives[id as usize];
         if give.why == Why::Second && self.second.seats[give.piece as usize] == Seat::Asked {
             self.second.seats[give.piece as usize] = Seat::Given(id);
-        }
-        if give.why == Why::Tie && self.is_peer(give.source) {
-            turn.budget.charge(u64::from(self.shape.piece_len(give.piece)), turn.now);
         }
     }
 

@@ -65,7 +65,7 @@ fn a_mirror_that_fails_is_replaced_by_a_third_round() {
 fn a_spent_hour_skips_the_second_round() {
     let spent = || {
         let mut budget = WasteBudget::new();
-        assert!(budget.take_round(1, Instant::now()) && budget.take_bytes(WASTE_BYTES_MAX, Instant::now()));
+        assert!(budget.take_round(Instant::now()) && budget.take_bytes(WASTE_BYTES_MAX, Instant::now()));
         budget
     };
     let actors = vec![liar(1, When::Always), honest(), mirror()];
@@ -84,7 +84,7 @@ fn an_hour_of_fresh_liars_is_bounded() {
     let mut budget = WasteBudget::new();
     let now = Instant::now();
     // A file as large as the whole allowance may be wasted once: its second round is the free one.
-    assert!(budget.take_round(WASTE_BYTES_MAX, now));
+    assert!(budget.take_round(now));
     let mut wasted = 0;
     while budget.peers_allowed(1024 * 1024, now) {
         budget.charge(1024 * 1024, now);
