@@ -285,6 +285,8 @@ impl Tree {
 
     /// Finds what is on disk under that name, and counts a lookup.
     pub(crate) fn look_up_real(&self, dir: &Arc<Node>, name: &OsStr) -> Result<(Arc<Node>, Stat), FsError> {
+        // A ghost's file has its name a moment before it has its node.
+        let _names = self.names_lock.read();
         let dir_fd = dir.real()?.fd();
         let stat = rustix::fs::statat(dir_fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if let Some(node) = self.table.look_up_key(Key::of(&stat), dir.id, name) {

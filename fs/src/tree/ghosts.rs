@@ -14,7 +14,7 @@ use crate::refresh;
 use crate::source::Purpose;
 use poolfs_core::Role;
 use poolfs_core::catalog::{Entry as Listed, Vanished};
-use poolfs_core::store::{Provenance, Stamp};
+use poolfs_core::store::Stamp;
 use rustix::fs::{OFlags, Stat, Timestamps};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -238,7 +238,9 @@ impl Tree {
             }
             // Opened, since a directory is brought to the disk through a descriptor that is more than O_PATH.
             let opened = dir.open_dir()?;
-            match fetched.place(opened.as_fd(), &ghost.name) {
+            // Nobody may find the name, or move it away, before it leads to this node.
+            let names = tree.names_lock.write();
+            let recorded = match fetched.place(opened.as_fd(), &ghost.name) {
                 // Removed while it was being placed: the name is not to come back.
                 Ok(_) if removed() => {
                     rustix::fs::unlinkat(dir.fd(), &*ghost.name, rustix::fs::AtFlags::empty())?;
@@ -246,7 +248,7 @@ impl Tree {
                 }
                 Ok(stamp) => {
                     let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
-                    tree.embody(&node, ghost, backing, Some((stamp, &fetched.sums().clone(), fetched.provenance())))
+                    tree.embody(&node, ghost, backing, Some(stamp))
                 }
                 // Somebody wrote a file of this name meanwhile: it is what the name means now.
                 Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -254,36 +256,31 @@ impl Tree {
                     tree.embody(&node, ghost, backing, None)
                 }
                 Err(err) => Err(undeliverable(ghost, &format!("it could not be put in place: {err}"))),
+            };
+            drop(names);
+            if let Some(stamp) = recorded? {
+                tree.record_verified(&node, Arc::clone(fetched.sums()), stamp, Some(&ghost.entry), fetched.provenance());
             }
+            Ok(())
         })
         .await
     }
 
-    /// The node is the file from here on.
-    fn embody(
-        &self,
-        node: &Arc<Node>,
-        ghost: &Ghost,
-        backing: Backing,
-        verified: Option<(Stamp, &Arc<poolfs_core::Sums>, Provenance)>,
-    ) -> Result<(), FsError> {
+    /// The node is the file from here on. `verified`: the stamp under which the right bytes were put in place; the answer is
+    /// the one to record them under, if nobody has touched them since.
+    fn embody(&self, node: &Arc<Node>, ghost: &Ghost, backing: Backing, verified: Option<Stamp>) -> Result<Option<Stamp>, FsError> {
         let mut state = ghost.state.lock();
-        let Some((stamp, sums, provenance)) = verified else {
+        // The download is done with: who asks for the same bytes under another name has a download of his own.
+        state.fetching = None;
+        let Some(stamp) = verified else {
             self.table.embody(node, backing);
-            return Ok(());
+            return Ok(None);
         };
-        let now = Stamp::of(&backing.stat()?);
+        let untouched = Stamp::of(&backing.stat()?) == stamp;
         let stat = dress(&backing, &ghost.entry, &state.set)?;
         self.table.embody(node, backing);
         state.set = SetAttr::default();
-        drop(state);
-        if now == stamp {
-            self.record_verified(node, Arc::clone(sums), Stamp::of(&stat), Some(&ghost.entry), provenance);
-        } else {
-            // Touched between the rename and here: let a hashing say what it is.
-            node.content.state.lock().set(Claim::Nothing);
-        }
-        Ok(())
+        Ok(untouched.then(|| Stamp::of(&stat)))
     }
 
     /// Attributes set on a ghost.
