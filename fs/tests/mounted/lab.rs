@@ -61,6 +61,28 @@ pub(crate) struct FakeSource {
     runtime: tokio::runtime::Handle,
 }
 
+impl FakeSource {
+    /// One that has nothing yet and would give it.
+    pub(crate) fn new(runtime: tokio::runtime::Handle) -> Self {
+        Self { files: Mutex::default(), mood: watch::Sender::new(Mood::Gives), wants: Mutex::default(), runtime }
+    }
+
+    /// Lets it have a file.
+    pub(crate) fn give(&self, bytes: &[u8]) {
+        self.files.lock().insert(Digest::of(bytes), bytes.to_vec());
+    }
+
+    pub(crate) fn mood(&self, mood: Mood) {
+        self.mood.send_replace(mood);
+    }
+}
+
+impl FakeNames {
+    pub(crate) fn list(&self, entry: Entry) {
+        self.entries.lock().insert(entry.name.clone(), entry);
+    }
+}
+
 impl Source for FakeSource {
     fn want(&self, want: Want) -> mpsc::Receiver<Delivery> {
         let (out, receiver) = mpsc::channel(4);
@@ -124,12 +146,7 @@ impl Lab {
         std::fs::create_dir_all(temp.path().join("dir/partial")).unwrap();
         let covered = File::open(temp.path().join("dir")).unwrap().into();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let source = Arc::new(FakeSource {
-            files: Mutex::default(),
-            mood: watch::Sender::new(Mood::Gives),
-            wants: Mutex::default(),
-            runtime: runtime.handle().clone(),
-        });
+        let source = Arc::new(FakeSource::new(runtime.handle().clone()));
         let mut lab = Self { mounts: None, runtime, names: Arc::default(), source, store: None, role, covered, temp };
         lab.mount();
         Some(lab)
@@ -185,7 +202,7 @@ impl Lab {
     }
 
     pub(crate) fn mood(&self, mood: Mood) {
-        self.source.mood.send_replace(mood);
+        self.source.mood(mood);
     }
 
     /// The mounted directory.
@@ -217,12 +234,12 @@ impl Lab {
             private: false,
         };
         self.list(entry);
-        self.source.files.lock().insert(digest, bytes.to_vec());
+        self.source.give(bytes);
         digest
     }
 
     pub(crate) fn list(&self, entry: Entry) {
-        self.names.entries.lock().insert(entry.name.clone(), entry);
+        self.names.list(entry);
     }
 
     pub(crate) fn xattr(&self, below: &str, name: &str) -> String {

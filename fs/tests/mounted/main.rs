@@ -8,3 +8,4 @@
 mod files;
 mod ghosts;
 mod lab;
+mod model;
