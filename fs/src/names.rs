@@ -13,6 +13,11 @@ pub trait Names: Send + Sync + 'static {
     /// What the file with this digest is.
     fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError>;
 
+    /// The names of all packages, for a browsing mount.
+    fn packages(&self) -> Result<Vec<String>, FsError> {
+        Ok(Vec::new())
+    }
+
     /// Reads again what changed in the lists directory. Blocks for the disk. Names that never change need none.
     fn refresh(&self, lists: BorrowedFd<'_>, vanished: Vanished) -> Result<(), FsError> {
         let _ = (lists, vanished);
@@ -27,6 +32,10 @@ impl Names for Catalog {
 
     fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError> {
         Ok(Self::by_digest(self, digest)?)
+    }
+
+    fn packages(&self) -> Result<Vec<String>, FsError> {
+        Ok(self.package_names()?)
     }
 
     fn refresh(&self, lists: BorrowedFd<'_>, vanished: Vanished) -> Result<(), FsError> {

@@ -292,6 +292,10 @@ impl Tree {
         if let Some(node) = self.table.look_up_key(Key::of(&stat), dir.id, name) {
             return Ok((node, stat));
         }
+        if self.table.ghost(dir.id, name).is_some_and(|ghost| ghost.backing().is_none()) {
+            // Its file is being put in place this moment: the ghost's node is about to stand for it.
+            drop(self.names_lock.read());
+        }
         let (backing, stat) = Backing::pin(dir_fd, name)?;
         Ok((self.table.look_up(backing, dir.id, name), stat))
     }

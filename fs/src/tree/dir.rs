@@ -6,11 +6,12 @@ use crate::backing::{Backing, Key};
 use crate::content::Claim;
 use crate::errno::FsError;
 use crate::handle::DirHandle;
-use crate::inode::Node;
+use crate::inode::{Node, ROOT};
 use poolfs_core::Digest;
 use poolfs_core::store::{Kind, Sharing, Stamp, TEMP_PREFIX};
 use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -38,6 +39,9 @@ pub struct DirPlusEntry {
     /// Counts one lookup, except for `.` and `..`.
     pub entry: Entry,
 }
+
+/// The inode number of a name that has no inode yet, as FUSE says it (0 would hide the name).
+const NO_INODE: u64 = 0xffff_ffff;
 
 /// What was made.
 pub(crate) struct Made {
@@ -314,7 +318,7 @@ impl Tree {
     }
 
     /// As [`Self::readdir`], looking each name up. A name that is gone by now is left out.
-    pub fn readdirplus(&self, fh: u64, offset: u64, mut add: impl FnMut(&DirPlusEntry) -> bool) -> Result<(), FsError> {
+    pub fn readdirplus(self: &Arc<Self>, fh: u64, offset: u64, mut add: impl FnMut(&DirPlusEntry) -> bool) -> Result<(), FsError> {
         let (handle, entries) = self.listing(fh, offset)?;
         for dir in rest(&entries, offset) {
             if dir.name == "." || dir.name == ".." {
@@ -325,11 +329,16 @@ impl Tree {
                 }
                 continue;
             }
-            let Ok((node, stat)) = self.look_up_real(&handle.node, &dir.name) else { continue };
-            let entry = self.entry(&node, &stat);
+            let entry = match self.look_up_real(&handle.node, &dir.name) {
+                Ok((node, stat)) => self.entry(&node, &stat),
+                Err(_) => match self.look_up_listed(&handle.node, &dir.name) {
+                    Some(entry) => entry,
+                    None => continue,
+                },
+            };
             if add(&DirPlusEntry { dir: dir.clone(), entry }) {
                 // It did not fit, so the kernel does not learn of this lookup.
-                self.table.forget(node.id, 1);
+                self.table.forget(entry.attr.ino, 1);
                 break;
             }
         }
@@ -361,7 +370,26 @@ impl Tree {
             let next = entries.len() as u64 + 1;
             entries.push(DirEntry { ino: found.ino(), kind: found.file_type(), name: name_of(found.file_name()), next });
         }
+        if self.options.browse {
+            self.list_ghosts(&handle.node, &mut entries)?;
+        }
         Ok(entries.into())
+    }
+
+    /// Adds what the catalog knows and is not on disk.
+    fn list_ghosts(&self, dir: &Node, entries: &mut Vec<DirEntry>) -> Result<(), FsError> {
+        if dir.id != ROOT || self.role != poolfs_core::Role::Archives {
+            return Ok(());
+        }
+        let here: HashSet<OsString> = entries.iter().map(|entry| entry.name.clone()).collect();
+        for name in self.parts.names.packages()? {
+            let name = OsString::from(name);
+            if !here.contains(&name) && !self.is_hidden(dir, &name) {
+                let next = entries.len() as u64 + 1;
+                entries.push(DirEntry { ino: NO_INODE, kind: FileType::RegularFile, name, next });
+            }
+        }
+        Ok(())
     }
 
     /// Closes a directory.

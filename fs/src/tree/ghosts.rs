@@ -88,11 +88,14 @@ impl Tree {
         }
         let Some(listed) = self.parts.names.archive(name.as_bytes())? else { return Ok(Shown::Nothing) };
         if place == Place::Archives {
-            if self.parts.objects.contains(&listed.digest)? {
-                return Ok(Shown::Object(Box::new(listed)));
-            }
-            if !self.options.lazy_archives || uses_libapt(caller.pid) {
-                return Ok(Shown::Nothing);
+            // Who browses looks at everything: that moves no file, and no apt works there.
+            if !self.options.browse {
+                if self.parts.objects.contains(&listed.digest)? {
+                    return Ok(Shown::Object(Box::new(listed)));
+                }
+                if !self.options.lazy_archives || uses_libapt(caller.pid) {
+                    return Ok(Shown::Nothing);
+                }
             }
         }
         if self.parts.fetcher.undeliverable(&listed.digest) {
@@ -114,6 +117,27 @@ impl Tree {
             (None, None) => return Err(FsError::NoNode(node.id)),
         };
         Ok(Shown::Ghost(Entry { attr, ttl: Duration::ZERO }))
+    }
+
+    /// A ghost that a listing has named.
+    pub(crate) fn look_up_listed(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr) -> Option<Entry> {
+        const LISTER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+        if !self.options.browse {
+            return None;
+        }
+        match self.ghost_to_show(dir, name, self.ghost_place(dir)?, &LISTER) {
+            Ok(Shown::Ghost(entry)) => Some(entry),
+            Ok(Shown::Nothing | Shown::Object(_)) => None,
+            Err(err) => {
+                tracing::warn!(name = %name.display(), "{err}");
+                None
+            }
+        }
+    }
+
+    /// Whether a name was removed and is not to be shown as a ghost.
+    pub(crate) fn is_hidden(&self, dir: &Node, name: &OsStr) -> bool {
+        self.table.path(dir.id, name).is_none_or(|path| self.run.lock().is_hidden(&path))
     }
 
     /// Whether so many more bytes fit the covered file system.
@@ -210,6 +234,12 @@ impl Tree {
     pub(crate) async fn put_in_place(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), FsError> {
         let _gate = node.content.gate.lock().await;
         let (None, Some(ghost)) = (node.backing(), &node.ghost) else { return Ok(()) };
+        if self.parts.objects.contains(&ghost.entry.digest)? {
+            let node = Arc::clone(node);
+            if self.blocking(move |tree| tree.embody_object(&node)).await? {
+                return Ok(());
+            }
+        }
         self.start_one(node);
         let (fetching, failed) = {
             let state = ghost.state.lock();
@@ -264,6 +294,33 @@ impl Tree {
             Ok(())
         })
         .await
+    }
+
+    /// Puts an object in the place of its ghost; `false` if it is none any more.
+    fn embody_object(&self, node: &Arc<Node>) -> Result<bool, FsError> {
+        let Some(ghost) = &node.ghost else { return Ok(false) };
+        if ghost.state.lock().gone {
+            return Ok(false);
+        }
+        let dir = ghost.dir.real()?.open_dir()?;
+        // Nobody may find the name, or move it away, before it leads to this node.
+        let names = self.names_lock.write();
+        match self.parts.objects.take(&ghost.entry.digest, dir.as_fd(), &ghost.name) {
+            Ok(Some(taken)) => {
+                let (backing, _) = Backing::pin(dir.as_fd(), &ghost.name)?;
+                let recorded = self.embody(node, ghost, backing, Some(taken.stamp))?;
+                drop(names);
+                if let Some(stamp) = recorded {
+                    self.record_verified(node, taken.sums, stamp, Some(&ghost.entry), taken.provenance);
+                }
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(err) => {
+                tracing::debug!("{err}");
+                Ok(false)
+            }
+        }
     }
 
     /// The node is the file from here on. `verified`: the stamp under which the right bytes were put in place; the answer is

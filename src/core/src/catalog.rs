@@ -186,6 +186,17 @@ impl Catalog {
         Ok(merged(rows).pop())
     }
 
+    /// The names of all binary packages, sorted, each once: for a listing that shows what could be here.
+    pub fn package_names(&self) -> Result<Vec<String>, CatalogError> {
+        let reader = self.db.reader()?;
+        let mut statement = reader.prepare_cached(
+            "SELECT DISTINCT p.name FROM packages p
+             JOIN lists l ON l.first_id = (SELECT max(first_id) FROM lists WHERE first_id <= p.id) AND p.id < l.end_id
+             WHERE p.name GLOB '*.deb' OR p.name GLOB '*.udeb' ORDER BY p.name",
+        )?;
+        Ok(statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// Every file that any list calls `name`, one for each digest, in the order of the sources.
     pub fn candidates(&self, name: &[u8]) -> Result<Vec<Entry>, CatalogError> {
         std::str::from_utf8(name).map_or(Ok(Vec::new()), |name| self.entries("p.name = ?1", name))
