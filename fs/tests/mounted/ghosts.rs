@@ -224,6 +224,30 @@ fn a_removed_package_is_kept_as_an_object() {
     assert_eq!(lab.store().counts(Role::Archives).unwrap().local_only, 1, "only the lock is left of what is local");
 }
 
+/// A browsing mount lists everything that exists, and nothing can be changed there.
+#[test]
+fn a_browsing_mount_lists_ghosts() {
+    let Some(mut lab) = Lab::new(Role::Archives) else { return };
+    let content = bytes(1000, 9);
+    for name in ["a_1_all.deb", "b_1_all.deb"] {
+        lab.offer(name, &content);
+    }
+    lab.unmount();
+    lab.options.browse = true;
+    lab.options.read_only = true;
+    lab.mount();
+    assert_eq!(listing(&lab, ""), ["a_1_all.deb", "b_1_all.deb", "lock", "partial"]);
+    for entry in fs::read_dir(lab.dir()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_str().unwrap().ends_with(".deb") {
+            assert_eq!(entry.metadata().unwrap().len(), 1000);
+        }
+    }
+    assert!(fs::read(lab.path("b_1_all.deb")).unwrap() == content);
+    assert_eq!(listing(&lab, "").len(), 4, "once, whether here or not");
+    assert_eq!(errno(fs::write(lab.path("c"), b"")), libc::EROFS);
+}
+
 /// The kernel's locks end at the mount: without this, two apts run at once, one on each side.
 #[test]
 fn apts_lock_reaches_through_the_mount() {

@@ -39,6 +39,10 @@ impl Names for FakeNames {
         Ok(std::str::from_utf8(name).ok().and_then(|name| self.entries.lock().get(name).cloned()))
     }
 
+    fn packages(&self) -> Result<Vec<String>, FsError> {
+        Ok(self.entries.lock().keys().cloned().collect())
+    }
+
     fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError> {
         Ok(self.entries.lock().values().find(|entry| entry.digest == *digest).cloned())
     }
@@ -130,6 +134,7 @@ pub(crate) struct Lab {
     pub(crate) source: Arc<FakeSource>,
     store: Option<Arc<Store>>,
     role: Role,
+    pub(crate) options: MountOptions,
     covered: OwnedFd,
     /// Last, so that it is removed when nothing is mounted any more.
     temp: TempDir,
@@ -147,13 +152,14 @@ impl Lab {
         let covered = File::open(temp.path().join("dir")).unwrap().into();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let source = Arc::new(FakeSource::new(runtime.handle().clone()));
-        let mut lab = Self { mounts: None, runtime, names: Arc::default(), source, store: None, role, covered, temp };
+        let options = MountOptions::default();
+        let mut lab = Self { mounts: None, runtime, names: Arc::default(), source, store: None, role, options, covered, temp };
         lab.mount();
         Some(lab)
     }
 
     pub(crate) fn mount(&mut self) {
-        let spec = MountSpec { role: self.role, path: self.dir(), options: MountOptions::default() };
+        let spec = MountSpec { role: self.role, path: self.dir(), options: self.options };
         let prepared = prepare(&[spec], &self.temp.path().join("cache")).unwrap();
         let store = Arc::new(Store::open(&self.temp.path().join("state")).unwrap());
         let objects = Arc::new(Objects::open(Arc::clone(&store), prepared.objects, 1 << 30).unwrap());
