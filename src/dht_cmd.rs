@@ -17,16 +17,21 @@ use poolfs_net::dht::{Family, FoundContact, Network};
 use poolfs_net::discovery::{DiscoveryConfig, HostPort, Links};
 use poolfs_net::krpc::Id;
 use poolfs_net::netdb::NetDb;
-use poolfs_net::node::{Dht, Finding, NodeOptions, expand_listen};
+use poolfs_net::node::{Dht, Finding, NodeOptions, expand_listen, listen_tcp};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
 /// Nobody answered, or nobody has the key.
 const EXIT_NOTHING: u8 = 2;
+
+/// Pause after a connection that could not be taken.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The commands under `poolfs dht`.
 #[derive(Debug, Args)]
@@ -257,6 +262,14 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     } else {
         crate::show::line(&format!("listening on UDP {}", bound.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
     }
+    // On a public network a node counts only after another one could open a TCP connection to its port.
+    let mut doors = JoinSet::new();
+    if network == Network::Public {
+        for address in &bound {
+            let door = listen_tcp(*address).with_context(|| format!("listen on TCP {address}, where other nodes knock"))?;
+            doors.spawn(open_doors(door));
+        }
+    }
     tokio::select! {
         _ = stop.recv() => {}
         _ = interrupt.recv() => {}
@@ -264,6 +277,17 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     }
     dht.shutdown().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes each connection and closes it: there is nothing to be had here.
+async fn open_doors(door: TcpListener) {
+    loop {
+        if let Err(err) = door.accept().await {
+            // Out of descriptors, mostly; at once again would spin.
+            tracing::debug!(%err, "accept");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -150,8 +150,11 @@ pub struct DiscoveryConfig {
 pub enum Action {
     /// Find the origin's addresses and hand them to [`Discovery::resolved`].
     Resolve(Origin),
-    /// Send this hello on every link.
-    Hello(Hello),
+    /// Say hello on every link, with this flag; id and ports are the caller's.
+    Hello {
+        /// Nobody has answered this node yet.
+        joining: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -167,7 +170,6 @@ struct Asked {
 #[derive(Debug)]
 pub struct Discovery {
     id: [u8; 20],
-    port: u16,
     joined: bool,
     members: usize,
     asked: Vec<Asked>,
@@ -183,13 +185,12 @@ pub struct Discovery {
 impl Discovery {
     /// Starts with everything due at `now`.
     ///
-    /// `id` and `port` are what the hellos say; `seed` is for the jitter. Origins past [`ORIGINS_MAX`] are left out.
-    pub fn new(config: &DiscoveryConfig, id: [u8; 20], port: u16, now: Instant, seed: u64) -> Self {
+    /// `id` is the own one, to know the own hellos by; `seed` is for the jitter. Origins past [`ORIGINS_MAX`] are left out.
+    pub fn new(config: &DiscoveryConfig, id: [u8; 20], now: Instant, seed: u64) -> Self {
         let bootstrap = config.bootstrap.iter().cloned().map(Origin::Bootstrap);
         let origins = bootstrap.chain(config.seeds.iter().cloned().map(Origin::Seed)).take(ORIGINS_MAX);
         Self {
             id,
-            port,
             joined: false,
             members: 0,
             asked: origins.map(|origin| Asked { origin, waiting: false, last: None }).collect(),
@@ -245,7 +246,7 @@ impl Discovery {
             }
         }
         if self.hello_at.is_some_and(|at| at <= now) {
-            actions.push(Action::Hello(Hello { joining: !self.joined, port: self.port, id: self.id }));
+            actions.push(Action::Hello { joining: !self.joined });
             let remembered = 2 * self.steady_interval() + CONTACT_AGAIN_AFTER;
             self.heard.retain(|_, at| now.saturating_duration_since(*at) < remembered);
             self.hello_at = Some(now + self.hello_delay());
@@ -330,4 +331,4 @@ impl Bucket {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,7 +13,7 @@ mod snapshot;
 mod sockets;
 
 pub use snapshot::{FamilySnapshot, Rates, Snapshot};
-pub use sockets::expand_listen;
+pub use sockets::{expand_listen, listen_tcp};
 
 use crate::dht::{self, AnnounceKey, CommandError, Family, FoundContact, Limits, Network, Outcome, Schedule};
 use crate::discovery::{DiscoveryConfig, HostPort, Origin, SeedError, Seeds, Standing};

@@ -7,12 +7,14 @@ mod command;
 mod fifty;
 mod interop;
 mod libtorrent;
+mod link;
 
 use futures_util::future::join_all;
 use poolfs_net::dht::{AnnounceKey, Event, Family, FoundContact, Network};
 use poolfs_net::krpc::{Id, Pv};
 use poolfs_net::node::{Dht, Finding, NodeOptions};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::broadcast;
 
@@ -109,4 +111,19 @@ async fn all_know(nodes: &[Dht], count: usize) {
             panic!("not all know {count} nodes: {known:?}");
         }
     }
+}
+
+/// Runs one ignored test of this module in a network namespace of its own, which goes with it whatever happens. `script` is
+/// run there before, as its root.
+fn in_namespace(test: &str, script: &str) {
+    let script = format!("ip link set lo up\n{script}\nexec \"$0\" --exact dht::{test} --ignored --nocapture");
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--net", "--", "sh", "-ec", &script])
+        .arg(std::env::current_exe().unwrap())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    eprint!("{text}");
 }

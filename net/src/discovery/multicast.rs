@@ -98,10 +98,11 @@ impl Multicast {
         }
     }
 
-    /// Sends to every link. One that fails (it went down) is closed until the next scan.
-    pub(super) async fn send(&mut self, hello: &[u8]) {
+    /// Sends the hello of its family to every link. One that fails (it went down) is closed until the next scan.
+    pub(super) async fn send(&mut self, hellos: [Option<Vec<u8>>; 2]) {
         let mut failed = Vec::new();
         for (key, link) in &self.open {
+            let Some(hello) = &hellos[usize::from(key.0 == Family::V6)] else { continue };
             if let Err(err) = link.send.send_to(hello, link.to).await {
                 tracing::debug!(to = %link.to, %err, "cannot say hello");
                 failed.push(*key);

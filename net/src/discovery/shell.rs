@@ -1,7 +1,7 @@
 //! What [`super::Discovery`] decides, done with real sockets and a real resolver.
 
 use super::multicast::Multicast;
-use super::{Action, Discovery, DiscoveryConfig, Seeds, TICK_MIN};
+use super::{Action, Discovery, DiscoveryConfig, Hello, Seeds, TICK_MIN};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -27,15 +27,16 @@ pub struct Standing {
 
 /// Runs discovery until `contacts` is closed or `standing`'s sender is gone.
 ///
-/// Each address worth a ping goes to `contacts`; it waits while that is full.
+/// `ports` are those of the node's sockets by family, `None` where it has none: what its hellos tell. Each address worth a
+/// ping goes to `contacts`; it waits while that is full.
 pub async fn run(
     config: DiscoveryConfig,
     id: [u8; 20],
-    port: u16,
+    ports: [Option<u16>; 2],
     mut standing: watch::Receiver<Standing>,
     contacts: mpsc::Sender<SocketAddr>,
 ) {
-    let mut discovery = Discovery::new(&config, id, port, Instant::now(), rand::random());
+    let mut discovery = Discovery::new(&config, id, Instant::now(), rand::random());
     let seeds = Seeds::new(config.name_servers);
     let (heard_in, mut heard) = mpsc::channel(HEARD_QUEUE_MAX);
     let mut multicast = config.links.map(|links| Multicast::new(links, heard_in));
@@ -58,9 +59,9 @@ pub async fn run(
                         (origin, answer)
                     });
                 }
-                Action::Hello(hello) => {
+                Action::Hello { joining } => {
                     if let Some(multicast) = &mut multicast {
-                        multicast.send(&hello.to_bytes()).await;
+                        multicast.send(ports.map(|port| port.map(|port| Hello { joining, port, id }.to_bytes()))).await;
                     }
                 }
             }

@@ -50,7 +50,7 @@ fn seeds_are_asked_each_minute_until_joined_then_hourly() {
     let at = |s: u64| start + Duration::from_secs(s);
     let name = Origin::Seed("seed.example".to_owned());
     let address: SocketAddr = "192.0.2.1:9977".parse().unwrap();
-    let mut discovery = Discovery::new(&seeds(&["seed.example"]), ID, 9977, start, 1);
+    let mut discovery = Discovery::new(&seeds(&["seed.example"]), ID, start, 1);
     assert_eq!(discovery.deadline(), Some(start));
     assert_eq!(discovery.tick(start), [Action::Resolve(name.clone())]);
     assert_eq!(discovery.tick(at(100)), [], "an answer is outstanding");
@@ -75,7 +75,7 @@ fn seeds_are_asked_each_minute_until_joined_then_hourly() {
 fn origins_are_bounded() {
     let names: Vec<String> = (0..=ORIGINS_MAX).map(|n| format!("s{n}")).collect();
     let config = DiscoveryConfig { seeds: names, ..DiscoveryConfig::default() };
-    assert_eq!(Discovery::new(&config, ID, 9977, Instant::now(), 1).tick(Instant::now()).len(), ORIGINS_MAX);
+    assert_eq!(Discovery::new(&config, ID, Instant::now(), 1).tick(Instant::now()).len(), ORIGINS_MAX);
 }
 
 /// 1,000 members at a fixed 30 s would put 33 hellos a second on a link; 20 are allowed, and with jitter not one more.
@@ -83,10 +83,10 @@ fn origins_are_bounded() {
 fn hellos_keep_to_the_links_bound() {
     for (members, want_min_s, want_max_s) in [(0, 30.0, 33.0), (600, 30.0, 33.0), (1000, 50.0, 55.0), (4096, 204.8, 225.3)] {
         let start = Instant::now();
-        let mut discovery = Discovery::new(&links(), ID, 9977, start, 7);
+        let mut discovery = Discovery::new(&links(), ID, start, 7);
         discovery.set_standing(start, true, members);
         let mut last = start;
-        assert_eq!(discovery.tick(last), [Action::Hello(Hello { joining: false, port: 9977, id: ID })]);
+        assert_eq!(discovery.tick(last), [Action::Hello { joining: false }]);
         for _ in 0..100 {
             let next = discovery.deadline().unwrap();
             let delay = (next - last).as_secs_f64();
@@ -101,7 +101,7 @@ fn hellos_keep_to_the_links_bound() {
 #[test]
 fn the_links_size_is_heard() {
     let start = Instant::now();
-    let mut discovery = Discovery::new(&links(), ID, 9977, start, 7);
+    let mut discovery = Discovery::new(&links(), ID, start, 7);
     discovery.set_standing(start, true, 40);
     for n in 0..1000_u32 {
         discovery.heard(start, SocketAddr::new(IpAddr::V4((0x0a00_0000 + n).into()), 40000), &hello(false, 2));
@@ -115,11 +115,11 @@ fn the_links_size_is_heard() {
 #[test]
 fn a_lonely_node_says_hello_more_often_at_first() {
     let start = Instant::now();
-    let mut discovery = Discovery::new(&links(), ID, 9977, start, 3);
+    let mut discovery = Discovery::new(&links(), ID, start, 3);
     let mut times = Vec::new();
     for _ in 0..8 {
         let at = discovery.deadline().unwrap();
-        assert_eq!(discovery.tick(at), [Action::Hello(Hello { joining: true, port: 9977, id: ID })]);
+        assert_eq!(discovery.tick(at), [Action::Hello { joining: true }]);
         times.push((at - start).as_secs_f64());
     }
     for (time, want) in times.iter().zip([0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 61.0, 91.0]) {
@@ -139,7 +139,7 @@ fn a_hello_moves_about_eight_of_a_thousand() {
     let from: SocketAddr = "192.0.2.9:40000".parse().unwrap();
     let mut moved = 0;
     for n in 0..1000 {
-        let mut discovery = Discovery::new(&links(), ID, 9977, start, n);
+        let mut discovery = Discovery::new(&links(), ID, start, n);
         discovery.set_standing(start, true, 1000);
         moved += usize::from(discovery.heard(start, from, &hello(true, 2)) == Some("192.0.2.9:9977".parse().unwrap()));
     }
@@ -150,7 +150,7 @@ fn a_hello_moves_about_eight_of_a_thousand() {
 #[test]
 fn hellos_are_judged() {
     let start = Instant::now();
-    let mut discovery = Discovery::new(&links(), ID, 9977, start, 5);
+    let mut discovery = Discovery::new(&links(), ID, start, 5);
     let from: SocketAddr = "192.0.2.9:40000".parse().unwrap();
     assert_eq!(discovery.heard(start, from, &hello(false, 1)), None, "my own");
     assert_eq!(discovery.heard(start, from, b"poolfs-1 hell"), None);
@@ -175,7 +175,7 @@ fn hellos_are_judged() {
 }
 
 /// A name server of its own: answers A, AAAA and SRV from a table, written without the resolver's code.
-async fn name_server(records: Vec<(&'static str, u16, Vec<u8>)>) -> SocketAddr {
+pub(crate) async fn name_server(records: Vec<(&'static str, u16, Vec<u8>)>) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move {
@@ -210,13 +210,13 @@ fn dns_name(text: &str) -> Vec<u8> {
     out
 }
 
-fn srv(priority: u8, port: u16, target: &str) -> Vec<u8> {
+pub(crate) fn srv(priority: u8, port: u16, target: &str) -> Vec<u8> {
     [&[0, priority, 0, 1][..], &port.to_be_bytes(), &dns_name(target)].concat()
 }
 
-const A: u16 = 1;
+pub(crate) const A: u16 = 1;
 const AAAA: u16 = 28;
-const SRV: u16 = 33;
+pub(crate) const SRV: u16 = 33;
 
 /// An instance group has only addresses, a tended seed has SRV records; taking one for the other loses the port or the name.
 #[tokio::test]
@@ -259,7 +259,7 @@ async fn a_dead_seed_does_not_stop_the_others() {
     };
     let (_standing, standing) = watch::channel(Standing::default());
     let (contacts_in, mut contacts) = mpsc::channel(8);
-    tokio::spawn(run(config, ID, 9977, standing, contacts_in));
+    tokio::spawn(run(config, ID, [Some(9977); 2], standing, contacts_in));
     let mut got = [contacts.recv().await.unwrap(), contacts.recv().await.unwrap()];
     got.sort();
     assert_eq!(got, ["127.0.0.1:4000".parse().unwrap(), "192.0.2.3:9977".parse().unwrap()]);
@@ -292,7 +292,7 @@ async fn neighbours_in_namespace() {
     for n in 0..2_u16 {
         let (standing_in, standing) = watch::channel(Standing::default());
         let (contacts_in, contacts) = mpsc::channel(8);
-        tokio::spawn(run(links(), [u8::try_from(n).unwrap(); 20], 2000 + n, standing, contacts_in));
+        tokio::spawn(run(links(), [u8::try_from(n).unwrap(); 20], [Some(2000 + n), Some(3000 + n)], standing, contacts_in));
         ends.push((standing_in, contacts));
     }
     for (n, (_, contacts)) in ends.iter_mut().enumerate() {
@@ -300,7 +300,8 @@ async fn neighbours_in_namespace() {
         while got.len() < 2 {
             got.insert(contacts.recv().await.unwrap());
         }
-        let want = ["192.0.2.1", "2001:db8::1"].map(|ip| SocketAddr::new(ip.parse().unwrap(), if n == 0 { 2001 } else { 2000 }));
+        let other = if n == 0 { 1 } else { 0 };
+        let want = [("192.0.2.1", 2000), ("2001:db8::1", 3000)].map(|(ip, port)| SocketAddr::new(ip.parse().unwrap(), port + other));
         assert_eq!(got.into_iter().collect::<Vec<_>>(), want);
     }
 }
@@ -310,13 +311,13 @@ async fn neighbours_in_namespace() {
 async fn run_ends_with_its_owner() {
     let (standing_in, standing) = watch::channel(Standing::default());
     let (contacts_in, contacts) = mpsc::channel(8);
-    let task = tokio::spawn(run(links(), ID, 9977, standing.clone(), contacts_in));
+    let task = tokio::spawn(run(links(), ID, [Some(9977); 2], standing.clone(), contacts_in));
     drop(standing_in);
     task.await.unwrap();
     drop(contacts);
     let (_standing_in, standing) = watch::channel(Standing::default());
     let (contacts_in, contacts) = mpsc::channel(8);
-    let task = tokio::spawn(run(links(), ID, 9977, standing, contacts_in));
+    let task = tokio::spawn(run(links(), ID, [Some(9977); 2], standing, contacts_in));
     drop(contacts);
     task.await.unwrap();
 }

@@ -159,11 +159,11 @@ impl Driver {
         self.meter.sample(now, self.node.status().counters);
         self.node.restore(known, now);
         self.standing.send_replace(Standing::default());
-        let port = self.sockets.local().into_iter().flatten().next().map_or(0, |address| address.port());
         let (standing, contacts) = (self.standing.subscribe(), self.contacts_in.clone());
+        let ports = self.sockets.local().map(|address| address.map(|address| address.port()));
         let id = self.node.id(Family::V4).0;
         self.discovering = JoinSet::new();
-        self.discovering.spawn(discovery::run(self.options.discovery.clone(), id, port, standing, contacts));
+        self.discovering.spawn(discovery::run(self.options.discovery.clone(), id, ports, standing, contacts));
     }
 
     pub(super) async fn run(mut self) {

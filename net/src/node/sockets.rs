@@ -6,13 +6,16 @@ use crate::krpc::DATAGRAM_BYTES_IN_MAX;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, UdpSocket};
 
 /// Room for a second of answers to the own lookups; a kernel with a lower limit gives less.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 
 /// Datagrams taken from one socket before the other work gets its turn.
 const BATCH_MAX: usize = 64;
+
+/// Connections that wait to be accepted.
+const TCP_BACKLOG: i32 = 128;
 
 /// How often another port is tried where the two families are to share a free one.
 const PORT_TRIES: usize = 16;
@@ -114,6 +117,19 @@ impl Sockets {
         // Past the reactor, which at first does not know that a socket can be written and would lose the first queries.
         self.of[Family::of(to) as usize].as_ref().is_some_and(|socket| SockRef::from(socket).send_to(bytes, &to.into()).is_ok())
     }
+}
+
+/// Listens on TCP beside a node's UDP socket; an IPv6 wildcard leaves IPv4 alone, so that both families can have the port.
+pub fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A restart must not wait for the last connections' time to run out.
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(TCP_BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<UdpSocket> {

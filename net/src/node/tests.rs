@@ -119,6 +119,31 @@ async fn a_restart_joins_by_the_saved_table() {
     b.knows(1).await.unwrap();
 }
 
+/// A new machine with one seed that does not exist, one that does not answer and one alive joins by the last; with none alive it
+/// goes on, alone, and its owner is not disturbed.
+#[tokio::test]
+async fn a_dead_seed_does_not_keep_a_node_out() {
+    use crate::discovery::tests::{A, SRV, name_server, srv};
+    let alive = start(options()).await;
+    let IpAddr::V4(ip) = local(&alive).ip() else { unreachable!() };
+    let records = vec![
+        ("_poolfs._udp.alive.test", SRV, srv(0, local(&alive).port(), "host.alive.test")),
+        ("host.alive.test", A, ip.octets().to_vec()),
+        // Somewhere nobody listens.
+        ("_poolfs._udp.silent.test", SRV, srv(0, 9, "host.alive.test")),
+    ];
+    let server = name_server(records).await;
+    let seeded = |seeds: &[&str]| {
+        let seeds = seeds.iter().map(ToString::to_string).collect();
+        NodeOptions { discovery: DiscoveryConfig { seeds, name_servers: vec![server], ..DiscoveryConfig::default() }, ..options() }
+    };
+    let joined = start(seeded(&["missing.test", "silent.test", "alive.test"])).await;
+    joined.knows(1).await.unwrap();
+    let alone = start(seeded(&["missing.test", "silent.test"])).await;
+    assert_eq!(contacts(&alone, Id([1; 20])).await, []);
+    assert_eq!(alone.status().await.unwrap().v4.unwrap().nodes, 0);
+}
+
 /// A machine copied with its key must become another node as soon as it hears of the first, and say so in its database.
 #[tokio::test]
 async fn a_clone_takes_a_key_of_its_own() {
@@ -142,6 +167,9 @@ async fn a_clone_takes_a_key_of_its_own() {
     }
     let keys = nodes.iter().map(|node| node.signing_key().to_bytes()).collect::<Vec<_>>();
     assert_ne!(keys[0], keys[1]);
+    for node in &nodes {
+        node.shutdown().await;
+    }
     let stored =
         [&dirs[0], &dirs[1]].map(|dir| NetDb::open(dir.path()).unwrap().identity(crate::netdb::machine_hash()).unwrap().0.to_bytes());
     assert_eq!(stored.to_vec(), keys);

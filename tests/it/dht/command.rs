@@ -29,18 +29,21 @@ async fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
 /// A running `poolfs dht node`, and where it listens.
 async fn node(dir: &Path, bootstrap: Option<SocketAddr>) -> (Child, SocketAddr) {
     let listen = SocketAddr::new(loopback(), 0).to_string();
-    let (state, socket) = (dir.join("state"), dir.join("dht.sock"));
-    let mut args =
-        vec!["node", "--json", "--listen", &listen, "--state-dir", state.to_str().unwrap(), "--socket", socket.to_str().unwrap()];
     let bootstrap = bootstrap.map(|address| address.to_string());
-    if let Some(address) = &bootstrap {
-        args.extend(["--bootstrap", address]);
-    }
+    let more: Vec<&str> = bootstrap.iter().flat_map(|address| ["--bootstrap", address]).collect();
+    let (child, listen) = node_on(dir, &listen, &more).await;
+    (child, listen[0])
+}
+
+async fn node_on(dir: &Path, listen: &str, more: &[&str]) -> (Child, Vec<SocketAddr>) {
+    let (state, socket) = (dir.join("state"), dir.join("dht.sock"));
+    let files = ["--state-dir", state.to_str().unwrap(), "--socket", socket.to_str().unwrap()];
+    let args = [&["node", "--json", "--listen", listen], &files[..], more].concat();
     let mut child = poolfs(dir, &args).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let line = tokio::time::timeout(LIMIT, lines.next_line()).await.unwrap().unwrap().expect("it says where it listens");
     let started: Value = serde_json::from_str(&line).unwrap();
-    (child, started["listen"][0].as_str().unwrap().parse().unwrap())
+    (child, started["listen"].as_array().unwrap().iter().map(|address| address.as_str().unwrap().parse().unwrap()).collect())
 }
 
 async fn stop(mut child: Child) {
@@ -112,6 +115,20 @@ async fn a_node_is_run_and_looked_into() {
         }
     };
     assert!(tokio::time::timeout(LIMIT, told).await.is_ok(), "the restarted node knows nobody");
+    stop(child).await;
+}
+
+/// On a public network others knock at the TCP port before they believe in a node; both families share one port.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_public_node_opens_its_door() {
+    let dir = tempfile::tempdir().unwrap();
+    let (child, listen) = node_on(dir.path(), "[::]:0", &["--network", "public"]).await;
+    let port = listen[0].port();
+    assert!(listen.iter().all(|address| address.port() == port), "{listen:?}");
+    for address in listen {
+        let local = if address.is_ipv4() { "127.0.0.1".parse().unwrap() } else { "::1".parse().unwrap() };
+        tokio::net::TcpStream::connect(SocketAddr::new(local, port)).await.unwrap();
+    }
     stop(child).await;
 }
 

@@ -1,29 +1,17 @@
 //! Fifty real nodes on a network that loses one datagram in ten.
 
-use super::{all_know, announce, contacts, key, options, v4};
+use super::{all_know, announce, contacts, in_namespace, key, options, v4};
 use futures_util::future::join_all;
+use poolfs_core::Digest;
+use poolfs_net::krpc::Id;
 use poolfs_net::netdb::NetDb;
 use poolfs_net::node::Dht;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 const NODES: u8 = 50;
-
-/// Runs one ignored test of this file in a network namespace of its own, which goes with it whatever happens.
-fn in_namespace(test: &str, script: &str) {
-    let script = format!("ip link set lo up\n{script}\nexec \"$0\" --exact dht::fifty::{test} --ignored --nocapture");
-    let output = Command::new("unshare")
-        .args(["--map-root-user", "--net", "--", "sh", "-ec", &script])
-        .arg(std::env::current_exe().unwrap())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
 
 /// 10 % of all UDP datagrams are lost on arrival.
 const LOSS: &str = "nft -f - <<'END'
@@ -38,7 +26,7 @@ END";
 /// Bootstrap, announce, find, expire and restart from the saved table, with loss.
 #[test]
 fn fifty_nodes_with_loss() {
-    in_namespace("fifty_in_namespace", LOSS);
+    in_namespace("fifty::fifty_in_namespace", LOSS);
 }
 
 async fn start(dir: &Path, n: u8, contact_life: Duration) -> Dht {
@@ -89,11 +77,61 @@ async fn fifty_in_namespace() {
     assert!(repeated > 50, "the loss was felt: {repeated} repetitions");
 }
 
+/// Ten rounds in which five nodes at a time are stopped, start again from what they saved, and every living node's files are
+/// found, with loss: `scripts/soak dht-50`.
+#[test]
+#[ignore = "some minutes; run by scripts/soak"]
+fn fifty_long() {
+    in_namespace("fifty::long_in_namespace", LOSS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by fifty_long in its namespace"]
+async fn long_in_namespace() {
+    const ROUNDS: u8 = 10;
+    const STOPPED: u8 = 5;
+    let dir = tempfile::tempdir().unwrap();
+    let life = Duration::from_secs(9000);
+    let mut nodes = Vec::new();
+    for n in 0..NODES {
+        nodes.push(start(dir.path(), n, life).await);
+    }
+    let first = v4(&nodes[0]);
+    for node in &nodes[1..] {
+        node.bootstrap(vec![first]).await.unwrap();
+    }
+    all_know(&nodes, 8).await;
+    for round in 0..ROUNDS {
+        for n in (0..STOPPED).map(|n| (round * STOPPED + n) % NODES) {
+            let n_at = usize::from(n);
+            // What it saved is from the moment it stopped; its address is a new one, as after a DHCP lease.
+            nodes[n_at].shutdown().await;
+            nodes[n_at] = start(dir.path(), n, life).await;
+        }
+        all_know(&nodes, 8).await;
+        // A key of this round, so that it is announced in it.
+        let fresh = |n: u8| Id(Digest::of(&[round, n]).file_key());
+        join_all(nodes.iter().zip(0..).map(|(node, n)| async move { announce(node, &[fresh(n)]).await })).await;
+        let found = join_all(nodes.iter().zip(0..).map(|(node, n)| async move {
+            let of = (n + 13 + round) % NODES;
+            (of, contacts(node, fresh(of)).await)
+        }));
+        let found = found.await;
+        let missing = found.iter().filter(|(of, found)| !found.iter().any(|contact| contact.addr == v4(&nodes[usize::from(*of)]))).count();
+        let status = nodes[25].status().await.unwrap();
+        eprintln!(
+            "round {round}: {missing} of {NODES} lookups without the holder; lookups p50 {:?} us, p95 {:?} us",
+            status.lookup_p50_us, status.lookup_p95_us
+        );
+        assert_eq!(missing, 0);
+    }
+}
+
 /// What fifty idle nodes say to each other, measured over ten minutes: `scripts/soak dht-idle`.
 #[test]
 #[ignore = "ten minutes; run by scripts/soak"]
 fn idle_upkeep() {
-    in_namespace("idle_in_namespace", "");
+    in_namespace("fifty::idle_in_namespace", "");
 }
 
 /// Bytes a second that an idle node may send, with IP and UDP headers.
