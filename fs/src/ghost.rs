@@ -97,18 +97,23 @@ impl Ghost {
         }
     }
 
-    /// Keeps attributes for when the file is there. `now` stands for [`SetTime::Now`].
-    pub(crate) fn set(&self, set: SetAttr, now: SystemTime) {
+    /// Keeps attributes for when the file is there. `now` stands for [`SetTime::Now`]. False if `embodied` says that the file
+    /// is there already, asked under the lock under which it comes: then it is the file's own attributes that have to be set.
+    pub(crate) fn set(&self, set: SetAttr, now: SystemTime, embodied: impl FnOnce() -> bool) -> bool {
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Time { sec: now.as_secs().cast_signed(), nsec: now.subsec_nanos() };
         let fixed = |time: Option<SetTime>| time.map(|time| if time == SetTime::Now { SetTime::At(now) } else { time });
         let mut state = self.state.lock();
+        if embodied() {
+            return false;
+        }
         let kept = &mut state.set;
         kept.mode = set.mode.or(kept.mode);
         kept.uid = set.uid.or(kept.uid);
         kept.gid = set.gid.or(kept.gid);
         kept.atime = fixed(set.atime).or(kept.atime);
         kept.mtime = fixed(set.mtime).or(kept.mtime);
+        true
     }
 
     /// Ends what runs for it, unless it is open and somebody may be waiting.
@@ -312,8 +317,9 @@ mod tests {
         assert_eq!((attr.ino, attr.size, attr.blocks, attr.mode, attr.uid, attr.gid), (7, 513, 2, 0o644, 0, 0));
         assert_eq!(attr.mtime, Time { sec: 1_700_000_000, nsec: 0 });
         let now = SystemTime::UNIX_EPOCH + Duration::new(5, 6);
-        ghost.set(SetAttr { uid: Some(42), ..SetAttr::default() }, now);
-        ghost.set(SetAttr { mode: Some(0o100_600), mtime: Some(SetTime::Now), ..SetAttr::default() }, now);
+        assert!(ghost.set(SetAttr { uid: Some(42), ..SetAttr::default() }, now, || false));
+        assert!(ghost.set(SetAttr { mode: Some(0o100_600), mtime: Some(SetTime::Now), ..SetAttr::default() }, now, || false));
+        assert!(!ghost.set(SetAttr { uid: Some(7), ..SetAttr::default() }, now, || true), "the file has come: nothing is kept");
         let attr = ghost.attr(7);
         assert_eq!((attr.uid, attr.gid, attr.mode), (42, 0, 0o600));
         assert_eq!(attr.mtime, Time { sec: 5, nsec: 6 });

@@ -27,7 +27,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use table::MountLine;
@@ -79,7 +79,7 @@ pub enum MountError {
     #[error("{0} is in use; close what is open there (`fuser -m {0}`), or detach it with `umount -l`")]
     Busy(PathBuf),
     /// A step failed.
-    #[error("{what} {path}: {source}")]
+    #[error("{what} {path}")]
     Step {
         /// What was tried.
         what: &'static str,
@@ -182,7 +182,11 @@ pub fn prepare(wanted: &[MountSpec], cache_dir: &Path) -> Result<Prepared, Mount
 fn clear(path: &Path) -> Result<PathBuf, MountError> {
     let absolute = std::path::absolute(path).map_err(step("find", path))?;
     let parent = absolute.parent().unwrap_or(Path::new("/"));
-    let parent = parent.canonicalize().map_err(step("find", parent))?;
+    let missing = |err: io::Error| match err.kind() {
+        io::ErrorKind::NotFound => MountError::NotADirectory(absolute.clone()),
+        _ => step("find", &absolute)(err),
+    };
+    let parent = parent.canonicalize().map_err(missing)?;
     let mut target = absolute.file_name().map_or_else(|| parent.clone(), |name| parent.join(name));
     for _ in 0..DEAD_MAX {
         let mounts = table::read().map_err(step("read", Path::new("/proc/self/mountinfo")))?;
@@ -197,7 +201,7 @@ fn clear(path: &Path) -> Result<PathBuf, MountError> {
             // An autofs would mount something if it were looked into; what it covers is reached by the clone.
             Some(mount) if mount.fstype == "autofs" => return Ok(target),
             Some(_) | None => {
-                let real = target.canonicalize().map_err(step("find", &target))?;
+                let real = target.canonicalize().map_err(missing)?;
                 if !std::fs::metadata(&real).map_err(step("find", &real))?.is_dir() {
                     return Err(MountError::NotADirectory(target));
                 }
@@ -300,6 +304,8 @@ pub struct Mount {
     dir: OwnedFd,
     device: String,
     thread: Option<JoinHandle<io::Result<()>>>,
+    /// Set by the thread before it tells of its end: it may be a moment yet until it is finished.
+    over: Arc<AtomicBool>,
 }
 
 /// All mounts of this process. Dropping it detaches them.
@@ -377,7 +383,7 @@ impl Mounts {
         let mut gone = Vec::new();
         let mut index = 0;
         while let Some(mount) = self.mounts.get_mut(index) {
-            if mount.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if !mount.over.load(Ordering::Acquire) {
                 index += 1;
                 continue;
             }
@@ -392,7 +398,7 @@ impl Mounts {
 
     /// Whether all are still served: somebody may have called `umount`.
     pub fn all_served(&self) -> bool {
-        self.mounts.iter().all(|mount| mount.thread.as_ref().is_some_and(|thread| !thread.is_finished()))
+        self.mounts.iter().all(|mount| !mount.over.load(Ordering::Acquire))
     }
 
     /// Whether nothing is left to serve.
@@ -428,10 +434,13 @@ impl Mount {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(MountError::NoDevice)?;
         mount_at(&spec, &device)?;
+        let over = Arc::new(AtomicBool::new(false));
+        let tells = Arc::clone(&over);
         let served = (|| {
             let session = adapter::session(Arc::clone(&tree), device, threads).map_err(step("serve", &spec.path))?;
             let run = move || {
                 let end = session.run();
+                tells.store(true, Ordering::Release);
                 ended.send_modify(|count| *count += 1);
                 end
             };
@@ -441,7 +450,7 @@ impl Mount {
             Ok(thread) => {
                 let device = device_of(&spec.path);
                 read_ahead(&device);
-                Ok(Self { spec, tree, dir, device, thread: Some(thread) })
+                Ok(Self { spec, tree, dir, device, thread: Some(thread), over })
             }
             Err(err) => {
                 detach(&spec.path)?;

@@ -328,8 +328,9 @@ impl Tree {
 
     fn set_attr_here(self: &Arc<Self>, ino: u64, fh: Option<u64>, set: SetAttr) -> Result<(Attr, Duration), FsError> {
         let node = self.table.get(ino)?;
-        if let (None, Some(ghost)) = (node.backing(), &node.ghost) {
-            self.set_ghost_attr(&node, ghost, set)?;
+        if let (None, Some(ghost)) = (node.backing(), &node.ghost)
+            && self.set_ghost_attr(&node, ghost, set)?
+        {
             return self.attr_of(&node);
         }
         let backing = node.real()?;

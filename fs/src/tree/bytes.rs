@@ -356,7 +356,10 @@ impl Tree {
         let backing = node.real()?;
         let _names = self.names_lock.read();
         for link in self.table.links(node.id) {
-            self.parts.store.begin_writing(self.role, &link.path, backing.key.ino)?;
+            // The old record's time will not fit the file any more, so after a death it is hashed again all the same.
+            if let Err(err) = self.parts.store.begin_writing(self.role, &link.path, backing.key.ino) {
+                self.note_lost_record("a beginning change could not be recorded", &err.into());
+            }
         }
         let mut state = node.content.state.lock();
         state.set(Claim::Writing);

@@ -337,11 +337,12 @@ impl Tree {
         let stat = dress(&backing, &ghost.entry, &state.set)?;
         self.table.embody(node, backing);
         state.set = SetAttr::default();
+        self.bump(&self.counters.ghosts_opened);
         Ok(untouched.then(|| Stamp::of(&stat)))
     }
 
-    /// Attributes set on a ghost.
-    pub(crate) fn set_ghost_attr(self: &Arc<Self>, node: &Arc<Node>, ghost: &Ghost, set: SetAttr) -> Result<(), FsError> {
+    /// Attributes set on a ghost. False if the file has come meanwhile: then they are to be set on the file.
+    pub(crate) fn set_ghost_attr(self: &Arc<Self>, node: &Arc<Node>, ghost: &Ghost, set: SetAttr) -> Result<bool, FsError> {
         if let Some(size) = set.size {
             self.make_empty(node, ghost)?;
             if size > 0 {
@@ -350,8 +351,7 @@ impl Tree {
         } else {
             self.start(node)?;
         }
-        ghost.set(SetAttr { size: None, ..set }, SystemTime::now());
-        Ok(())
+        Ok(ghost.set(SetAttr { size: None, ..set }, SystemTime::now(), || node.backing().is_some()))
     }
 
     /// A ghost that is opened for writing is an empty file: whoever writes brings the bytes himself.
@@ -389,7 +389,6 @@ impl Tree {
 
     /// Opens a ghost. For reading: at once, the bytes come with the first read.
     pub(crate) fn open_ghost(self: &Arc<Self>, node: &Arc<Node>, ghost: &Ghost, flags: i32) -> Result<Option<Opened>, FsError> {
-        self.bump(&self.counters.ghosts_opened);
         if super::file::writes(flags) {
             self.make_empty(node, ghost)?;
             return Ok(None);
