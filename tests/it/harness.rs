@@ -6,18 +6,21 @@ pub(crate) mod mounts;
 pub(crate) mod process;
 pub(crate) mod repo;
 pub(crate) mod report;
+pub(crate) mod stage;
 pub(crate) mod sys;
 pub(crate) mod trixie;
 
 pub(crate) mod machine;
 
 pub(crate) use machine::{Apt, Machine, Options, Sources, workspace};
-pub(crate) use mirror::{Client, Fault, Mirror};
+pub(crate) use mirror::{Client, Fault, Gate, Mirror};
+pub(crate) use process::{Running, run};
 pub(crate) use repo::{Package, Repo};
 pub(crate) use report::report;
+pub(crate) use stage::{Covered, Stage, assert_holds, attribute, forget_pages, listed};
 
 use std::time::Duration;
 
 /// How long anything may take before the test that waits for it fails. Nothing is measured against it: it only turns a
 /// hang into a message, on a machine however busy.
-pub(crate) const LIMIT: Duration = Duration::from_secs(240);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);

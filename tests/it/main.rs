@@ -9,6 +9,15 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::print_stderr, reason = "tests explain themselves when they fail")]
 
+mod apt;
+mod bad_input;
+mod churn;
+mod death;
 mod dht;
+mod frontends;
+mod ghosts;
 mod harness;
+mod posix;
+mod repair;
+mod tidy;
 mod world;

@@ -17,7 +17,12 @@ fn root() -> &'static Path {
 fn tracked() -> Vec<PathBuf> {
     let out = std::process::Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output().expect("git runs");
     assert!(out.status.success(), "git ls-files: {}", String::from_utf8_lossy(&out.stderr));
-    let files: Vec<_> = out.stdout.split(|&byte| byte == 0).filter(|name| !name.is_empty()).map(|name| PathBuf::from(String::from_utf8_lossy(name).as_ref())).collect();
+    let files: Vec<_> = out
+        .stdout
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(|name| PathBuf::from(String::from_utf8_lossy(name).as_ref()))
+        .collect();
     assert!(files.len() > 20, "a checkout without files proves nothing");
     files
 }
@@ -32,9 +37,15 @@ fn sources() -> impl Iterator<Item = (String, String)> {
 /// The sides must stay separable into processes: neither names the other, the core names neither the kernel nor sockets.
 #[test]
 fn the_direction_of_dependency_holds() {
-    let forbidden: &[(&str, &[&str])] =
-        &[("fs/", &["poolfs_net", "poolfs-net", "reqwest"]), ("net/", &["poolfs_fs", "poolfs-fs", "fuser"]), ("src/core/", &["tokio", "fuser", "poolfs_fs", "poolfs_net", "std::net::Tcp", "std::net::Udp"])];
-    for (file, text) in sources().chain(["fs/Cargo.toml", "net/Cargo.toml", "src/core/Cargo.toml"].map(|file| (file.to_owned(), std::fs::read_to_string(root().join(file)).expect("a manifest")))) {
+    let forbidden: &[(&str, &[&str])] = &[
+        ("fs/", &["poolfs_net", "poolfs-net", "reqwest"]),
+        ("net/", &["poolfs_fs", "poolfs-fs", "fuser"]),
+        ("src/core/", &["tokio", "fuser", "poolfs_fs", "poolfs_net", "std::net::Tcp", "std::net::Udp"]),
+    ];
+    for (file, text) in sources().chain(
+        ["fs/Cargo.toml", "net/Cargo.toml", "src/core/Cargo.toml"]
+            .map(|file| (file.to_owned(), std::fs::read_to_string(root().join(file)).expect("a manifest"))),
+    ) {
         for (folder, words) in forbidden.iter().filter(|(folder, _)| file.starts_with(folder)) {
             // Docs may say what must not be known; code may not know it.
             for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
@@ -54,7 +65,10 @@ fn the_direction_of_dependency_holds() {
 fn unsafe_stays_where_it_is_reviewed() {
     let mut found = BTreeSet::new();
     for (file, text) in sources().filter(|(file, _)| file != "tests/it/tidy.rs") {
-        if text.lines().any(|line| !line.trim_start().starts_with("//") && (line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl"))) {
+        if text.lines().any(|line| {
+            !line.trim_start().starts_with("//")
+                && (line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl"))
+        }) {
             found.insert(file);
         }
     }
@@ -78,7 +92,9 @@ fn files_are_where_and_what_they_should_be() {
         assert!(lines <= LINES_MAX, "{file} has {lines} lines, at most {LINES_MAX}");
         assert!(!file.ends_with("/mod.rs"), "{file}: a module is concept.rs beside concept/");
     }
-    for script in tracked().into_iter().filter(|path| path.starts_with("scripts") && path.extension().is_none() && *path != Path::new("scripts/lib")) {
+    for script in
+        tracked().into_iter().filter(|path| path.starts_with("scripts") && path.extension().is_none() && *path != Path::new("scripts/lib"))
+    {
         let mode = std::os::unix::fs::MetadataExt::mode(&root().join(&script).metadata().expect("a script"));
         assert!(mode & 0o111 != 0, "{} cannot be run: chmod +x", script.display());
     }

@@ -354,12 +354,13 @@ impl Machine {
         let runtime = self.socket().parent().unwrap().to_owned();
         mounts::await_change("mounted again", &[&runtime], || {
             [self.archives(), self.lists()].iter().all(|path| mounts::at(path).last().is_some_and(mounts::Mount::is_fuse))
-                && self.pid_if_answering().is_some_and(|pid| pid != old)
+                && self.pid().is_some_and(|pid| pid != old)
         });
         self.assert_mounted();
     }
 
-    fn pid_if_answering(&self) -> Option<u32> {
+    /// The daemon's process, if one answers.
+    pub(crate) fn pid(&self) -> Option<u32> {
         let finished = self.poolfs(&["status", "--json"]);
         finished.status.success().then(|| serde_json::from_str::<Status>(&finished.out).unwrap().pid)
     }
@@ -383,6 +384,7 @@ impl Machine {
             Apt::Trixie => command.arg(&self.root).arg(program).env_remove("APT_CONFIG"),
         };
         command.args(arguments).env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive").env("HOME", "/root");
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.current_dir("/");
         command
     }
@@ -395,6 +397,8 @@ impl Machine {
     #[track_caller]
     pub(crate) fn update(&self) -> Finished {
         let finished = self.apt_get(&["update"]).ok();
+        // A lookup waits until the catalog has taken in what apt has just committed.
+        assert!(!self.archives().join("no-such-package_0_all.deb").exists());
         assert!(!finished.err.contains("\nW: ") && !finished.err.contains("\nE: "), "warnings: {finished}");
         finished
     }

@@ -100,6 +100,7 @@ struct Rule {
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) method: String,
+    /// Without query, percent-decoded.
     pub(crate) path: String,
     pub(crate) client: Client,
     pub(crate) range: Option<String>,
@@ -281,7 +282,7 @@ impl Shared {
             let (method, target) = request;
             let agent = headers.get("user-agent").map_or("", String::as_str);
             let client = if agent.starts_with("Debian APT") { Client::Apt } else { Client::Poolfs };
-            let path = target.split('?').next().unwrap_or_default().to_owned();
+            let path = percent_decoded(target.split('?').next().unwrap_or_default());
             let range = headers.get("range").cloned();
             let entry =
                 Request { method: method.clone(), path: path.clone(), client, range, headers: headers.clone(), status: 0, body_bytes: 0 };
@@ -416,6 +417,21 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<((String
         let Some((name, value)) = line.split_once(':') else { return Ok(Some((first, headers))) };
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
+}
+
+/// apt quotes `~` and `+`, which others leave as they are.
+fn percent_decoded(path: &str) -> String {
+    let mut parts = path.split('%');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let byte = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(u8::is_ascii);
+        match byte {
+            Some(byte) => plain.extend([char::from(byte)]),
+            None => plain.push('%'),
+        }
+        plain.push_str(if byte.is_some() { &part[2..] } else { part });
+    }
+    plain
 }
 
 /// One range of bytes, both ends included; `None` if there is no such byte.

@@ -1,0 +1,189 @@
+//! Ends of all kinds: afterwards plain apt works, and everything that was here is here.
+
+use crate::harness::{Apt, Client, Fault, Gate, Options, Package, Running, Stage, assert_holds, listed, mounts, report, run};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::process::Command;
+
+fn packages() -> Vec<Package> {
+    vec![Package::new("small", "1.0", 3_000), Package::new("large", "3.0", 1_700_001).depends("small")]
+}
+
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+}
+
+/// The parent of a process, from `/proc/PID/stat` (the name in it may hold anything but ends with the last bracket).
+fn parent_of(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+fn daemon_killed(apt: Apt) {
+    let stage = Stage::mounted(packages(), &Options { apt, ..Options::default() });
+    let gate = Gate::new();
+    stage.mirror.fault("large_3.0_all.deb", Client::Poolfs, Fault::Stall(gate.clone()));
+    let during = Running::start(&mut stage.machine.command("apt-get", &["install", "-y", "-d", "large"]));
+    stage.mirror.await_request(Client::Poolfs, "large_3.0_all.deb");
+    let old = stage.machine.status().pid;
+    kill(old);
+    // The item in flight may fail, and with it this run; it must end.
+    let during = during.wait();
+    stage.machine.await_mounted_again(old);
+    gate.open();
+    stage.mirror.heal();
+    for directory in [stage.machine.archives(), stage.machine.lists()] {
+        run(Command::new("ls").arg("-la").arg(directory)).ok();
+    }
+    let after = stage.machine.apt_get(&["install", "-y", "-d", "large"]).ok();
+    stage.assert_all_here();
+    assert_eq!(after.deb_gets(), Vec::<&str>::new(), "{after}");
+    stage.machine.update();
+    report(
+        &format!("death::daemon_killed {apt:?}"),
+        &format!("apt in flight: exit {}; mounted again by another process; the next apt: exit 0, 0 GETs of packages", during.code()),
+    );
+}
+
+/// A dead mount answers every program with an error until somebody detaches it.
+#[test]
+fn daemon_killed_during_a_download_own() {
+    daemon_killed(Apt::Own);
+}
+
+/// As `daemon_killed_during_a_download_own`, for apt 3.0.
+#[test]
+fn daemon_killed_during_a_download_trixie() {
+    daemon_killed(Apt::Trixie);
+}
+
+/// It must come back each time, not only the first.
+#[test]
+fn daemon_killed_again_and_again() {
+    let stage = Stage::mounted(packages(), &Options::default());
+    stage.download_all().ok();
+    for _ in 0..3 {
+        let old = stage.machine.status().pid;
+        kill(old);
+        stage.machine.await_mounted_again(old);
+        stage.assert_all_here();
+    }
+    assert_eq!(stage.machine.status().hashed, 0, "a death is no reason to hash what did not change");
+}
+
+/// With the parent gone too, nothing comes back: then plain apt must work on plain directories.
+#[test]
+fn parent_killed() {
+    let stage = Stage::mounted(packages(), &Options::default());
+    stage.download_all().ok();
+    let daemon = stage.machine.status().pid;
+    kill(parent_of(daemon));
+    crate::harness::machine::await_end(daemon);
+    mounts::await_mounts("unmounted", |all| !all.iter().any(|mount| mount.is_fuse() && mount.at.starts_with(stage.machine.root())));
+    stage.assert_all_here();
+    stage.machine.update();
+    stage.machine.apt_get(&["install", "-y", "large"]).ok();
+    // And it can be started again.
+    stage.machine.up();
+    stage.machine.down();
+}
+
+/// Both at once, as when the machine runs out of memory: the mounts are dead then, and the next start must cope with them.
+#[test]
+fn both_killed_and_started_again() {
+    let stage = Stage::mounted(packages(), &Options::default());
+    stage.download_all().ok();
+    let daemon = stage.machine.status().pid;
+    let parent = parent_of(daemon);
+    for pid in [parent, daemon] {
+        kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::STOP).unwrap();
+    }
+    for pid in [parent, daemon] {
+        kill(pid);
+    }
+    for pid in [parent, daemon] {
+        crate::harness::machine::await_end(pid);
+    }
+    assert!(fs::read_dir(stage.machine.archives()).is_err(), "the mount should be dead here, or this test tests nothing");
+    stage.machine.up();
+    stage.assert_all_here();
+    stage.machine.update();
+    let status = stage.machine.status();
+    assert_eq!(status.archives().files, 2 + u64::from(stage.machine.archives().join("lock").exists()), "{status:#?}");
+}
+
+/// What is left after an unmount, by whatever command, is a plain directory with the repository's bytes.
+#[test]
+fn unmounted_everything_is_plain() {
+    for way in ["poolfs down", "umount", "umount -l"] {
+        let stage = Stage::mounted(packages(), &Options::default());
+        stage.download_all().ok();
+        let mounted = [stage.machine.archives(), stage.machine.lists()].map(|directory| listed(&directory));
+        let daemon = stage.machine.status().pid;
+        if way == "poolfs down" {
+            stage.machine.down();
+        } else {
+            for directory in [stage.machine.archives(), stage.machine.lists()] {
+                let mut words = way.split(' ');
+                run(Command::new(words.next().unwrap()).args(words).arg(directory)).ok();
+            }
+        }
+        crate::harness::machine::await_end(daemon);
+        let plain = [stage.machine.archives(), stage.machine.lists()].map(|directory| listed(&directory));
+        assert_eq!(mounted, plain, "{way}");
+        assert!(!stage.machine.archives().join("nothing").exists());
+        stage.assert_all_here();
+        let finished = stage.machine.apt_get(&["install", "-y", "large"]).ok();
+        assert_eq!(finished.gets(), Vec::<&str>::new(), "{way}: {finished}");
+        assert_eq!(crate::harness::process::with_argument(&stage.machine.config().to_string_lossy()), [], "{way}: a process is left");
+        report("death::unmounted", &format!("{way}: the same names, the repository's bytes, 0 GETs by plain apt"));
+    }
+}
+
+/// Hashing a big cache again at each boot would cost minutes of disk, and a wrong "unchanged" would serve rotten bytes.
+#[test]
+fn remount_hashes_only_what_changed() {
+    let stage = Stage::mounted(packages(), &Options::default());
+    stage.download_all().ok();
+    stage.machine.down();
+    stage.machine.up();
+    stage.assert_all_here();
+    stage.machine.apt_get(&["check"]).ok();
+    assert_eq!(stage.machine.status().hashed, 0);
+    stage.machine.down();
+    // Another time, the same bytes; and a new file that nobody told it of.
+    let large = stage.archive(&stage.packages[1]);
+    fs::File::options().write(true).open(&large).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    fs::write(stage.machine.archives().join("new.deb"), b"new").unwrap();
+    stage.machine.up();
+    stage.assert_all_here();
+    assert_holds(&stage.machine.archives().join("new.deb"), b"new");
+    assert_eq!(stage.machine.status().hashed, 2);
+    report("death::remount", "0 files hashed at a remount without changes, 2 with 2 changes");
+}
+
+/// A download that a death interrupted goes on where it was.
+#[test]
+fn interrupted_download_is_resumed() {
+    let stage = Stage::mounted(vec![Package::new("huge", "1.0", 8 << 20)], &Options::default());
+    let gate = Gate::new();
+    let name = stage.packages[0].archive_name();
+    // The newest rule counts: the first request gets three MiB, the next ones nothing.
+    stage.mirror.fault(&name, Client::Poolfs, Fault::Stall(gate.clone()));
+    stage.mirror.fault_times(&name, Client::Poolfs, Fault::Short(3 << 20), 1);
+    let reader = Running::start(Command::new("cat").arg(stage.archive(&stage.packages[0])));
+    stage.mirror.await_log("a second request", |log| log.iter().filter(|request| request.path.ends_with(".deb")).count() >= 2);
+    let old = stage.machine.status().pid;
+    kill(old);
+    drop(reader.wait());
+    stage.machine.await_mounted_again(old);
+    stage.mirror.heal();
+    gate.open();
+    stage.mirror.forget_log();
+    stage.download_all().ok();
+    stage.assert_all_here();
+    let sent: u64 = stage.mirror.log().iter().map(|request| request.body_bytes).sum();
+    let whole = stage.packages[0].bytes.len() as u64;
+    assert!(sent < whole, "{sent} of {whole} bytes came again though the first were here: {:#?}", stage.mirror.log());
+    report("death::resume", &format!("after a kill -9 at 3 MiB of {whole} bytes, {sent} bytes were fetched"));
+}
