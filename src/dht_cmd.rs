@@ -13,6 +13,7 @@ use crate::config::{self, Config};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use poolfs_core::Digest;
+use poolfs_net::dht::address::PORT_MIN;
 use poolfs_net::dht::{Family, FoundContact, Network};
 use poolfs_net::discovery::{DiscoveryConfig, HostPort, Links};
 use poolfs_net::krpc::Id;
@@ -191,6 +192,9 @@ async fn passing(network: Network, discovery: DiscoveryConfig) -> Result<Dht> {
 }
 
 async fn ping(host: HostPort, json: bool) -> Result<ExitCode> {
+    if host.port < PORT_MIN {
+        bail!("no node is ever asked on a port below {PORT_MIN}: {host}");
+    }
     // The one who typed the address vouches for it: no rule of public networks applies.
     let dht = passing(Network::Private, DiscoveryConfig::default()).await?;
     let pong = dht.ping_host(&host).await?;

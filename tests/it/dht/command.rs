@@ -141,6 +141,7 @@ async fn errors_name_their_remedy() {
         assert!(got == code && format!("{out}{err}").contains(want), "{args:?}: {got} {out}{err}");
     };
     check(&["ping", "nohost"], 2, "`nohost` is not HOST:PORT, for example dht.example.org:9977").await;
+    check(&["ping", "127.0.0.1:53"], 1, "no node is ever asked on a port below 1024: 127.0.0.1:53").await;
     check(&["lookup", "hello"], 2, "5 characters: a file's SHA-256 has 64 hexadecimal digits, a key 40").await;
     check(&["lookup", &"00".repeat(20)], 1, "give --bootstrap HOST:PORT, or set net.bootstrap").await;
     // A bound socket that nobody reads: an address where no node answers.
