@@ -8,6 +8,7 @@ mod fifty;
 mod interop;
 mod libtorrent;
 mod link;
+mod public;
 
 use futures_util::future::join_all;
 use poolfs_net::dht::{AnnounceKey, Event, Family, FoundContact, Network};
