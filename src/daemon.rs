@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use poolfs_core::Role;
 use poolfs_core::catalog::apt_config::{Environment, Options};
 use poolfs_core::catalog::{AptConfig, Catalog};
-use poolfs_core::store::{Incoming, Objects, Store};
+use poolfs_core::store::{Incoming, Kind, Objects, Sharing, Store};
 use poolfs_fs::fetch::{FetchLimits, Fetcher, Progress};
 use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, prepare};
 use poolfs_fs::names::Names;
@@ -30,7 +30,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -39,6 +39,9 @@ const RUNTIME_THREADS: usize = 2;
 
 /// How long the end of the process waits for tasks that still run.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the bytes of an interrupted download wait to be wanted again.
+const INCOMING_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// How often a long check tells how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -50,12 +53,13 @@ struct Daemon {
     store: Arc<Store>,
     objects: Arc<Objects>,
     catalog: Arc<Catalog>,
+    incoming: Arc<Incoming>,
     fetcher: Arc<Fetcher>,
     repairer: Repairer,
     mounts: Mutex<Mounts>,
     names: Arc<AptNames>,
-    /// Files that could not be read or recorded at the start.
-    scan_problems: Mutex<Vec<String>>,
+    /// What was found wrong behind the start: files that could not be read or recorded, a damaged database.
+    background_problems: Mutex<Vec<String>>,
     stop: watch::Sender<bool>,
 }
 
@@ -144,7 +148,7 @@ fn start(config: Config) -> Result<Arc<Daemon>> {
     let runtime = tokio::runtime::Handle::current();
     let mirror = Arc::new(Mirror::new(mirror_limits(&config.mirror)));
     let source: Arc<dyn Source> = Arc::new(NetSource::new(mirror, runtime.clone()));
-    let fetcher = Fetcher::new(incoming, Arc::clone(&source), runtime.clone(), FetchLimits::default());
+    let fetcher = Fetcher::new(Arc::clone(&incoming), Arc::clone(&source), runtime.clone(), FetchLimits::default());
     let lists_elsewhere = match prepared.mounts.iter().any(|mount| mount.spec.role == Role::Lists) {
         true => None,
         false => open_lists(lists_directory.as_deref(), &mut problems),
@@ -167,11 +171,12 @@ fn start(config: Config) -> Result<Arc<Daemon>> {
         store,
         objects,
         catalog,
+        incoming,
         fetcher,
         repairer,
         mounts: Mutex::new(mounts),
         names,
-        scan_problems: Mutex::default(),
+        background_problems: Mutex::default(),
         stop: watch::Sender::new(false),
     };
     Ok(Arc::new(daemon))
@@ -225,16 +230,49 @@ fn spec(mount: &config::Mount, fs: &config::Fs) -> Result<MountSpec> {
     Ok(MountSpec { role: mount.role, path: mount.path.clone(), options })
 }
 
-/// After the mounts answer: the files that changed while nothing was mounted.
+/// After the mounts answer: the files that changed while nothing was mounted, then what a crash may have left.
 async fn settle(daemon: Arc<Daemon>) {
     for tree in daemon.trees() {
         match tree.scan().await {
             Ok(scanned) => {
                 tracing::info!(role = %tree.role(), files = scanned.files, hashed = scanned.hashed, forgotten = scanned.forgotten, "compared with the database");
-                daemon.scan_problems.lock().extend(scanned.problems);
+                daemon.background_problems.lock().extend(scanned.problems);
             }
             Err(err) => tracing::error!(role = %tree.role(), "compare with the database: {err}"),
         }
+    }
+    if let Err(err) = tokio::task::spawn_blocking(move || tidy(&daemon)).await {
+        tracing::error!("look for what a crash left: {err}");
+    }
+}
+
+/// Checks the whole database, takes in objects that no row tells of, and gives up downloads that nobody came back for.
+fn tidy(daemon: &Daemon) {
+    if let Err(err) = daemon.store.db().check() {
+        tracing::error!("{err}");
+        daemon.background_problems.lock().push(err.to_string());
+    }
+    for (digest, _) in daemon.objects.unrecorded() {
+        // What the catalog does not name is of no use to anybody else.
+        let sharing = match daemon.catalog.by_digest(&digest) {
+            Ok(Some(entry)) if !entry.private => Sharing::Available,
+            Ok(_) => Sharing::LocalOnly,
+            Err(err) => {
+                tracing::warn!(%digest, "an object without a record: {err}");
+                continue;
+            }
+        };
+        match daemon.objects.adopt(&digest, Kind::Package, sharing) {
+            Ok(adopted) => tracing::info!(%digest, adopted, "an object without a record"),
+            Err(err) => tracing::warn!(%digest, "an object without a record: {err}"),
+        }
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let before = i64::try_from(now.saturating_sub(INCOMING_KEPT).as_secs()).unwrap_or_default();
+    match daemon.incoming.discard_older(before) {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "gave up downloads that nobody came back for"),
+        Err(err) => tracing::warn!("give up old downloads: {err}"),
     }
 }
 
@@ -272,7 +310,7 @@ impl Daemon {
             hashed,
             objects_bytes: self.objects.bytes(),
             objects_quota_bytes: self.config.store.quota,
-            problems: self.names.problems().into_iter().chain(self.scan_problems.lock().iter().cloned()).collect(),
+            problems: self.names.problems().into_iter().chain(self.background_problems.lock().iter().cloned()).collect(),
         })
     }
 

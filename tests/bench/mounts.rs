@@ -106,7 +106,7 @@ fn row(figure: &str, value: &str, goal: &str, met: bool) {
 impl Bench {
     fn new() -> Self {
         let dir = PathBuf::from(format!("/var/tmp/poolfs-bench-{}", std::process::id()));
-        for sub in ["archives/partial", "lists/partial", "state", "cache", "plain", "under", "native-lists/partial", "etc"] {
+        for sub in ["archives/partial", "lists/partial", "state", "cache", "plain", "plain-state", "native-lists/partial", "etc"] {
             fs::create_dir_all(dir.join(sub)).unwrap();
         }
         Self { dir, daemon: None, plain: None }
@@ -243,8 +243,8 @@ fn main() {
     }
     // The same inode by another name is what "natively" means: the same pages, no mount above.
     fs::hard_link(dir.join("archives/big"), dir.join("native.bin")).unwrap();
-    fs::hard_link(dir.join("archives/big"), dir.join("under/big")).unwrap();
-    for sub in ["archives/many", "native-many", "under/many"] {
+    fs::hard_link(dir.join("archives/big"), dir.join("plain/big")).unwrap();
+    for sub in ["archives/many", "native-many", "plain/many"] {
         fs::create_dir_all(dir.join(sub)).unwrap();
         for index in 0..SMALL_FILES {
             fs::write(dir.join(sub).join(format!("package-{index}_1.0-1_amd64.deb")), index.to_le_bytes()).unwrap();

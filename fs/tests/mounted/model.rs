@@ -453,8 +453,11 @@ impl World {
             Some(content) => {
                 removed.unwrap();
                 self.rotten.remove(&at.path());
-                self.unread.remove(&at.path());
                 self.hidden.insert(at.path());
+                // What nobody has looked at since it changed is not kept.
+                if self.unread.remove(&at.path()) {
+                    return;
+                }
                 for name in 0..OFFERED_BYTES.len() {
                     if (At { partial: false, name }).offered().as_ref() == Some(&content) {
                         self.objects.insert(name);
