@@ -34,6 +34,8 @@ mod select;
 mod server;
 pub mod storage;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod token;
 mod upkeep;
 pub mod walk;
@@ -101,8 +103,8 @@ pub struct Config {
     pub concurrency: usize,
 }
 
-/// Queries that one lookup has under way in a family: 4 finds the closest nodes with some 15 queries among 10,000.
-pub const CONCURRENCY: usize = 4;
+/// Queries that one lookup has under way in a family: 3 finds the closest nodes with 14 queries among 10,000.
+pub const CONCURRENCY: usize = 3;
 
 impl Config {
     /// Both families, adapted retransmission, all limits as documented.
@@ -524,6 +526,11 @@ impl Node {
             rtt: [0, 1].map(|f: usize| self.family_rtt[f].smoothed()),
             counters: self.counters,
         }
+    }
+
+    /// Whether a contact of the key is kept here, for tests and people.
+    pub fn holds(&self, key: &Id) -> bool {
+        Family::ALL.into_iter().any(|family| self.store.has_contacts(key, family, self.now))
     }
 
     /// Nodes of one family's table, closest bucket last, for people.

@@ -11,4 +11,6 @@ pub mod netdb;
 pub mod node;
 pub mod swarm;
 #[cfg(any(test, feature = "testnet"))]
+pub mod sim;
+#[cfg(any(test, feature = "testnet"))]
 pub mod testnet;

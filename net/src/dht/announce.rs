@@ -65,6 +65,18 @@ pub(super) struct SeedNode {
     pub(super) info: NodeInfo,
     pub(super) poolfs: bool,
     at: Instant,
+    /// The key it was asked for, and how many bits of it the farthest node of that walk's result shared: what this node said
+    /// is all there is to know for keys that share as many.
+    target: Id,
+    depth: usize,
+}
+
+impl SeedNode {
+    /// Whether asking it for `key` would teach next to nothing. One bit more would reach 7.6 instead of 6.3 of the eight closest
+    /// nodes among 1,000, for half as many datagrams again; a lookup needs one of them.
+    pub(super) fn has_answered_for(&self, key: &Id) -> bool {
+        self.target.common_bits(key) >= self.depth
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -270,12 +282,17 @@ impl Node {
         let f = family as usize;
         self.announcer.next_at = Some(now);
         let Some(walk) = walks[f].as_ref() else { return };
+        let closest = walk.closest();
+        let depth = closest.last().map_or(0, |c| c.info.id.common_bits(&key));
         for candidate in walk.candidates().iter().filter(|c| c.state == State::Answered) {
-            if !sweep.known.iter().any(|n| n.info == candidate.info) {
-                sweep.known.push(SeedNode { info: candidate.info, poolfs: candidate.poolfs, at: now });
+            let asked = SeedNode { info: candidate.info, poolfs: candidate.poolfs, at: now, target: key, depth };
+            match sweep.known.iter_mut().find(|n| n.info == candidate.info) {
+                // It was not asked this time: what it knows is as old as it was.
+                Some(known) if known.has_answered_for(&key) => {}
+                Some(known) => *known = asked,
+                None => sweep.known.push(asked),
             }
         }
-        let closest = walk.closest();
         let Some(state) = self.announcer.keys.get_mut(&key) else { return };
         let others = closest.iter().any(|c| !c.poolfs);
         state.due[f] = now

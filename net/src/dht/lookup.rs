@@ -24,8 +24,8 @@ pub const STATEMENTS_MAX: usize = 64;
 /// Queries of one lookup: far more than any honest network needs.
 pub const QUERIES_MAX: u32 = 200;
 
-/// Nodes of one family that are asked a second time, for `pvs` or statements.
-pub const DETAILS_MAX: usize = 3;
+/// Nodes of one family that are asked a second time for `pvs`: one after the other, while contacts without `pv` are left.
+pub const DETAILS_MAX: usize = 2;
 
 /// Lookups whose duration the status is computed from.
 const RECENT_MAX: usize = 256;
@@ -58,9 +58,11 @@ pub(super) struct Lookup {
     first_after: Option<Duration>,
     found: BTreeMap<SocketAddr, bool>,
     statements: Vec<Vec<u8>>,
-    details: [usize; 2],
+    details_asked: [usize; 2],
+    /// Nodes that have contacts, with their tokens.
+    holders: [Vec<(NodeInfo, Vec<u8>)>; 2],
     second_half: Vec<SocketAddr>,
-    storing: bool,
+    in_second_half: bool,
     stored: u32,
 }
 
@@ -174,7 +176,8 @@ impl Node {
             }
             let mut walk = Walk::new(target, self.ids[f], self.config.network, self.config.concurrency);
             for seed in seeds.iter().filter(|s| Family::of(s.info.addr) == family) {
-                walk.add(seed.info, 0, State::Answered, seed.poolfs);
+                let state = if seed.has_answered_for(&target) { State::Answered } else { State::Fresh };
+                walk.add(seed.info, 0, state, seed.poolfs);
             }
             for entry in self.tables[f].closest(&target, 2 * K) {
                 walk.add(entry.info, 0, State::Fresh, entry.poolfs);
@@ -192,9 +195,10 @@ impl Node {
             first_after: None,
             found: BTreeMap::new(),
             statements: Vec::new(),
-            details: [0; 2],
+            details_asked: [0; 2],
+            holders: [Vec::new(), Vec::new()],
             second_half: Vec::new(),
-            storing: false,
+            in_second_half: false,
             stored: 0,
         };
         self.lookups.insert(id, lookup);
@@ -294,23 +298,33 @@ impl Node {
         }
         let lookup = self.lookups.get_mut(&id).expect("its walk was there a line before");
         lookup.answers += 1;
-        let details = match lookup.kind {
-            Kind::GetPeers => !reply.values.is_empty(),
-            Kind::GetStatements => true,
-            _ => false,
-        };
-        // Only the closest have statements; asking them all a second time would double the walk.
-        let near = lookup.kind != Kind::GetStatements
-            || lookup.walks[family as usize].as_ref().is_some_and(|w| w.closest().iter().any(|c| c.info == node));
-        let wanted = details && poolfs && near && lookup.details[family as usize] < DETAILS_MAX;
-        self.take_results(id, &reply);
-        if wanted && let Some(token) = reply.token {
-            self.ask_details(id, node, token);
+        let holds = lookup.kind == Kind::GetPeers && poolfs && !reply.values.is_empty();
+        if let Some(token) = reply.token.clone().filter(|_| holds)
+            && lookup.holders[family as usize].len() < K
+        {
+            lookup.holders[family as usize].push((node, token));
         }
+        self.take_results(id, &reply);
+        self.ask_holders(id, family);
         self.pump(id);
     }
 
-    fn ask_details(&mut self, id: LookupId, node: NodeInfo, token: Vec<u8>) {
+    /// Asks a holder for what the contacts say of themselves, unless one is asked already or all is known.
+    fn ask_holders(&mut self, id: LookupId, family: Family) {
+        let f = family as usize;
+        let Some(lookup) = self.lookups.get_mut(&id) else { return };
+        let asking = lookup.second_half.iter().any(|addr| Family::of(*addr) == family);
+        let bare = lookup.found.iter().any(|(addr, detailed)| !detailed && Family::of(*addr) == family);
+        if asking || !bare || lookup.details_asked[f] >= DETAILS_MAX || lookup.holders[f].is_empty() {
+            return;
+        }
+        let (node, token) = lookup.holders[f].remove(0);
+        lookup.details_asked[f] += 1;
+        self.ask_again(id, node, token);
+    }
+
+    /// The second query of a lookup to one node, which proves this node's address.
+    fn ask_again(&mut self, id: LookupId, node: NodeInfo, token: Vec<u8>) {
         let Some(lookup) = self.lookups.get(&id) else { return };
         let statements = lookup.kind == Kind::GetStatements;
         let verb = Verb::GetPeers { key: lookup.target, want: Want::default(), pv: !statements, statements, token: Some(token) };
@@ -318,7 +332,6 @@ impl Node {
             && let Some(lookup) = self.lookups.get_mut(&id)
         {
             lookup.queries += 1;
-            lookup.details[Family::of(node.addr) as usize] += 1;
             lookup.second_half.push(node.addr);
         }
     }
@@ -387,9 +400,10 @@ impl Node {
     pub(super) fn second_half_over(&mut self, id: LookupId, from: SocketAddr, ok: bool) {
         let Some(lookup) = self.lookups.get_mut(&id) else { return };
         lookup.second_half.retain(|addr| *addr != from);
-        if ok && lookup.storing {
+        if ok && lookup.in_second_half {
             lookup.stored += 1;
         }
+        self.ask_holders(id, Family::of(from));
         self.conclude(id);
     }
 
@@ -399,9 +413,9 @@ impl Node {
         if lookup.ended != [true, true] {
             return;
         }
-        if !lookup.storing && matches!(lookup.kind, Kind::Put(_) | Kind::Speak(_)) {
-            lookup.storing = true;
-            self.store_at_closest(id);
+        if !lookup.in_second_half && matches!(lookup.kind, Kind::Put(_) | Kind::Speak(_) | Kind::GetStatements) {
+            lookup.in_second_half = true;
+            self.second_half(id);
         }
         let item_found = self.lookups.get(&id).is_some_and(|l| l.kind == Kind::GetItem && l.first_after.is_some());
         let over = self.lookups.get(&id).is_some_and(|l| l.second_half.is_empty());
@@ -411,7 +425,8 @@ impl Node {
         }
     }
 
-    fn store_at_closest(&mut self, id: LookupId) {
+    /// The closest are known: stores at them, or asks them for what they give only to who has a token.
+    fn second_half(&mut self, id: LookupId) {
         let Some(lookup) = self.lookups.get(&id) else { return };
         let closest: Vec<_> = lookup.walks.iter().flatten().flat_map(Walk::closest).collect();
         let (kind, target) = (lookup.kind.clone(), lookup.target);
@@ -424,6 +439,10 @@ impl Node {
                     let statement = Some(statement.clone());
                     let announce = Announce { key: target, port, implied_port: false, token, pv: None, more: Vec::new(), statement };
                     Verb::Announce(Box::new(announce))
+                }
+                Kind::GetStatements if candidate.poolfs => {
+                    self.ask_again(id, candidate.info, token);
+                    continue;
                 }
                 _ => continue,
             };
@@ -458,7 +477,7 @@ impl Node {
             answers: lookup.answers,
             took,
             first_after: lookup.first_after,
-            stored: lookup.stored,
+            stored: if lookup.kind == Kind::GetStatements { 0 } else { lookup.stored },
         };
         self.event(Event::Done { lookup: id, outcome });
     }

@@ -175,7 +175,9 @@ impl Node {
             Verb::Ping => self.answer(from, transaction, plain(Reply::default()), unproved),
             Verb::FindNode { target, want } => {
                 let (nodes, nodes6) = self.nodes_for(&target, want, family);
-                self.answer(from, transaction, plain(Reply { nodes, nodes6, ..Reply::default() }), unproved);
+                let mut reply = Reply { id, nodes, nodes6, ..Reply::default() };
+                self.trim_nodes(&mut reply, transaction, from, unproved);
+                self.answer(from, transaction, Body::Reply(Box::new(reply)), unproved);
             }
             Verb::GetPeers { key, want, pv, statements, token } => {
                 let proved = token.is_some_and(|token| self.tokens.check(from.ip(), &token));
@@ -251,6 +253,7 @@ impl Node {
                 reply.nodes.truncate(K / 2);
                 reply.nodes6.truncate(K / 2);
             }
+            self.trim_nodes(&mut reply, transaction, from, bytes_max);
         }
         let shell =
             Message { transaction, version: Some(VERSION), read_only: false, ip: Some(from), body: Body::Reply(Box::new(reply.clone())) };
@@ -345,16 +348,27 @@ impl Node {
             reply.item = self.store.item(target, self.now).map(<[u8]>::to_vec);
             // Both families' nodes and the item do not fit one datagram.
             (reply.nodes, reply.nodes6) = if family == Family::V4 { (reply.nodes, Vec::new()) } else { (Vec::new(), reply.nodes6) };
-            reply.nodes6.truncate(K / 2);
             bytes_max = DATAGRAM_BYTES_OUT_MAX;
-            while self.too_long(&reply, transaction, from) && (reply.nodes.pop().is_some() || reply.nodes6.pop().is_some()) {}
         }
+        self.trim_nodes(&mut reply, transaction, from, bytes_max);
         self.answer(from, transaction, Body::Reply(Box::new(reply)), bytes_max);
     }
 
-    fn too_long(&self, reply: &Reply, transaction: Transaction, to: SocketAddr) -> bool {
-        let body = Body::Reply(Box::new(reply.clone()));
-        Message { transaction, version: Some(VERSION), read_only: false, ip: Some(to), body }.encode().is_err()
+    /// Leaves out the farthest nodes, of the family that has more, until the answer fits.
+    fn trim_nodes(&self, reply: &mut Reply, transaction: Transaction, to: SocketAddr, bytes_max: usize) {
+        let body = Body::Reply(Box::new(Reply { nodes: Vec::new(), nodes6: Vec::new(), ..reply.clone() }));
+        let shell = Message { transaction, version: Some(VERSION), read_only: false, ip: Some(to), body };
+        let Ok(used) = shell.encode().map(|bytes| bytes.len()) else { return };
+        let bytes = |reply: &Reply| {
+            let string = |name: usize, nodes: usize| if nodes == 0 { 0 } else { name + string_bytes(nodes) };
+            used + string(7, reply.nodes.len() * 26) + string(8, reply.nodes6.len() * 38)
+        };
+        while bytes(reply) > bytes_max {
+            let longer = if reply.nodes6.len() >= reply.nodes.len() { &mut reply.nodes6 } else { &mut reply.nodes };
+            if longer.pop().is_none() {
+                return;
+            }
+        }
     }
 
     fn on_put(&mut self, from: SocketAddr, value: &[u8], token: &[u8], mutable: bool) -> Result<(), Refusal> {

@@ -453,7 +453,9 @@ mod tests {
         assert_eq!(s.contacts(), limits.contacts_per_prefix_max);
         // One key, 10,000 contacts of as many prefixes: a random sample of 200.
         let hot = key(1_000_000);
-        (0..10_000).for_each(|n| drop(s.announce(hot, at(0x0200_0000 + n * 256, 2000), None, LIFE, now, &mut rng)));
+        for n in 0..10_000 {
+            s.announce(hot, at(0x0200_0000 + n * 256, 2000), None, LIFE, now, &mut rng);
+        }
         let all = s.sample(&hot, Family::V4, 1_000, now, &mut rng);
         assert_eq!(all.len(), limits.contacts_per_key_max);
         let early = all.iter().filter(|c| c.addr < at(0x0200_0000 + 5_000 * 256, 0)).count();
@@ -539,7 +541,9 @@ mod tests {
         let kept = (0..1_000).filter(|n| s.put(key(*n), b"1:x", one, &own, now) == Kept::Yes).count();
         assert_eq!(kept, limits.items_per_address_max);
         let (mut s, _, now) = store(limits);
-        (0..1_000).for_each(|n| drop(s.put(key(n), b"1:x", at(n, 1).ip(), &own, now)));
+        for n in 0..1_000 {
+            s.put(key(n), b"1:x", at(n, 1).ip(), &own, now);
+        }
         assert_eq!((s.items(), s.items_by_address.len()), (300, 300));
         let mut keys: Vec<Id> = (0..1_000).map(key).collect();
         keys.sort_unstable();

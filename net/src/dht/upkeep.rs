@@ -219,16 +219,17 @@ impl Node {
         }
     }
 
-    /// Puts nodes into the tables as if each had just answered. For the simulator's ideal tables; a live node learns by
-    /// [`Self::restore`] and [`Self::bootstrap`].
-    pub fn assume_answered(&mut self, nodes: &[NodeInfo], poolfs: bool, now: Instant) {
+    /// Puts nodes into the tables as if each had just answered after `rtt`. For the simulator's ideal tables; a live node
+    /// learns by [`Self::restore`] and [`Self::bootstrap`].
+    pub fn assume_answered(&mut self, nodes: &[NodeInfo], poolfs: bool, rtt: Duration, now: Instant) {
         self.advance(now);
         for node in nodes {
+            self.family_rtt[Family::of(node.addr) as usize].sample(rtt);
             self.tables[Family::of(node.addr) as usize].answered(*node, poolfs, self.now);
         }
         for family in [0, 1] {
             if !self.tables[family].is_empty() && self.upkeep.refresh_at[family].is_none() {
-                self.upkeep.refresh_at[family] = Some(self.now + REFRESH.mul_f32(self.rng.random_range(0.1..1.0)));
+                self.upkeep.refresh_at[family] = Some(self.now + REFRESH.mul_f32(self.rng.random_range(0.0..1.0)));
             }
         }
     }

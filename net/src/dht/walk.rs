@@ -14,6 +14,9 @@ pub const CANDIDATES_MAX: usize = 64;
 /// Nodes that one answer can add.
 pub const NODES_PER_ANSWER_MAX: usize = 2 * K;
 
+/// Queries more than usual under way where nodes are silent: one for each of them up to this.
+pub const EXTRA_MAX: usize = 2;
+
 /// What became of a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -104,8 +107,8 @@ impl Walk {
 
     /// Whom to ask now; it counts as asked from here on.
     pub fn next_to_ask(&mut self) -> Option<(NodeInfo, u8)> {
-        let waiting = self.candidates.iter().filter(|c| c.state == State::Waiting).count();
-        if waiting >= self.concurrency {
+        let count = |state| self.candidates.iter().filter(|c| c.state == state).count();
+        if count(State::Waiting) >= self.concurrency + count(State::Silent).min(EXTRA_MAX) {
             return None;
         }
         let at = self.counting().find(|(_, c)| c.state == State::Fresh).map(|(at, _)| at)?;

@@ -1,0 +1,181 @@
+//! Figures of the DHT under a virtual clock: lookups with dead entries, loss and churn; cycles of announces; memory.
+//!
+//! `dht_sim [--quick | --full] [--goal | --announce] [--seed N] [--concurrency N]`: --goal the two lines that the design sets a
+//! goal for, --announce the announces alone. Built with `--release`; one line for each run, nothing else on standard output.
+#![allow(clippy::print_stdout, reason = "its output is its purpose")]
+
+use poolfs_net::dht::Schedule;
+use poolfs_net::sim::runs::{AnnounceResult, LookupRun, announce_cycle, lookups, percentile};
+use std::time::{Duration, Instant};
+
+/// Datagrams and bytes of one cycle of 3,000 keys that the design counted, by nodes.
+const EXPECTED: [(u32, u64, u64); 3] = [(1_000, 4_500, 1_300_000), (10_000, 45_400, 9_000_000), (100_000, 114_500, 22_000_000)];
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let has = |name: &str| args.iter().any(|arg| arg == name);
+    let seed = args.iter().position(|a| a == "--seed").and_then(|at| args.get(at + 1)?.parse().ok()).unwrap_or(1);
+    println!("seed {seed}");
+    println!(
+        "{:>7} {:>5} {:>5} {:>9} {:>6} | {:>6} {:>5} {:>6} {:>6} | {:>6} {:>6} {:>6} | {:>6} {:>6} {:>6} | {:>7} {:>7}",
+        "nodes",
+        "dead",
+        "loss",
+        "schedule",
+        "churn",
+        "found%",
+        "hops",
+        "msgs",
+        "dgrams",
+        "p50",
+        "p95",
+        "p99",
+        "end50",
+        "end95",
+        "end99",
+        "close%",
+        "run s"
+    );
+    let base = LookupRun {
+        nodes: 0,
+        dead: 0.0,
+        loss: 0.0,
+        schedule: Schedule::Adapted,
+        lookups: 1_000,
+        concurrency: poolfs_net::dht::CONCURRENCY,
+        session_median: None,
+        seed,
+    };
+    let base = LookupRun {
+        concurrency: args
+            .iter()
+            .position(|a| a == "--concurrency")
+            .and_then(|at| args.get(at + 1)?.parse().ok())
+            .unwrap_or(base.concurrency),
+        ..base
+    };
+    let none = has("--announce");
+    for run in lookup_runs(&base, has("--quick"), has("--full"), has("--goal")).into_iter().filter(|_| !none) {
+        line(&run);
+    }
+    if has("--goal") {
+        return;
+    }
+    println!();
+    println!(
+        "{:>7} {:>5} {:>5} {:>5} | {:>9} {:>9} {:>9} {:>7} {:>8} {:>5} | {:>14}",
+        "nodes", "keys", "dead", "loss", "announced", "dgrams", "MB", "s", "q/key", "held", "of the count"
+    );
+    for (nodes, keys, dead, loss) in announce_runs(has("--quick"), has("--full")) {
+        let result = announce_cycle(&LookupRun { nodes, dead, loss, ..base }, keys);
+        announce_line(nodes, keys, dead, loss, &result);
+    }
+    if has("--full") {
+        println!();
+        line(&LookupRun { nodes: 100_000, dead: 0.3, loss: 0.05, lookups: 200, ..base });
+    }
+    println!("peak memory {} MiB, node {} bytes", peak_mib(), std::mem::size_of::<poolfs_net::dht::Node>());
+}
+
+fn lookup_runs(base: &LookupRun, quick: bool, full: bool, goal: bool) -> Vec<LookupRun> {
+    let goals = vec![LookupRun { nodes: 10_000, ..*base }, LookupRun { nodes: 10_000, dead: 0.3, loss: 0.05, ..*base }];
+    if goal {
+        return goals;
+    }
+    let schedules = [Schedule::Single, Schedule::Standard, Schedule::Adapted];
+    if quick {
+        let mut runs: Vec<LookupRun> =
+            schedules.map(|schedule| LookupRun { nodes: 1_000, dead: 0.3, loss: 0.05, lookups: 300, schedule, ..*base }).to_vec();
+        runs.extend(goals.into_iter().map(|run| LookupRun { lookups: 300, ..run }));
+        return runs;
+    }
+    let mut runs = Vec::new();
+    for nodes in [100, 1_000, 10_000] {
+        for dead in [0.0, 0.3, 0.5] {
+            for loss in [0.0, 0.05, 0.1] {
+                runs.extend(schedules.map(|schedule| LookupRun {
+                    nodes,
+                    dead,
+                    loss,
+                    schedule,
+                    lookups: if nodes == 100 { 300 } else { 1_000 },
+                    ..*base
+                }));
+            }
+        }
+        if nodes < 10_000 || full {
+            runs.extend(schedules.map(|schedule| LookupRun {
+                nodes,
+                loss: 0.05,
+                schedule,
+                lookups: 300,
+                session_median: Some(Duration::from_secs(3_600)),
+                ..*base
+            }));
+        }
+    }
+    runs
+}
+
+fn announce_runs(quick: bool, full: bool) -> Vec<(u32, u32, f64, f64)> {
+    let mut runs = vec![(1_000, 3_000, 0.0, 0.0), (1_000, 600, 0.0, 0.0)];
+    if !quick {
+        runs.extend([(10_000, 3_000, 0.0, 0.0), (10_000, 3_000, 0.3, 0.05), (10_000, 600, 0.0, 0.0), (1_000, 3_000, 0.3, 0.05)]);
+    }
+    if full {
+        runs.extend([(100_000, 3_000, 0.0, 0.0), (100_000, 600, 0.0, 0.0)]);
+    }
+    runs
+}
+
+fn line(run: &LookupRun) {
+    let begun = Instant::now();
+    let result = lookups(run);
+    let ms = |of: &[Duration], percent| percentile(of, percent).as_millis();
+    println!(
+        "{:>7} {:>4.0}% {:>4.0}% {:>9} {:>6} | {:>6.1} {:>5.1} {:>6.1} {:>6.1} | {:>6} {:>6} {:>6} | {:>6} {:>6} {:>6} | {:>7.1} {:>7.1}",
+        run.nodes,
+        run.dead * 100.0,
+        run.loss * 100.0,
+        format!("{:?}", run.schedule).to_lowercase(),
+        run.session_median.map_or("-".to_owned(), |m| format!("{}m", m.as_secs() / 60)),
+        f64::from(result.found) * 100.0 / f64::from(result.lookups),
+        result.hops,
+        result.queries,
+        result.datagrams,
+        ms(&result.first, 50),
+        ms(&result.first, 95),
+        ms(&result.first, 99),
+        ms(&result.whole, 50),
+        ms(&result.whole, 95),
+        ms(&result.whole, 99),
+        result.closest * 100.0,
+        begun.elapsed().as_secs_f64(),
+    );
+}
+
+#[allow(clippy::cast_precision_loss, reason = "for people")]
+fn announce_line(nodes: u32, keys: u32, dead: f64, loss: f64, result: &AnnounceResult) {
+    let expected = EXPECTED.iter().find(|(n, _, _)| *n == nodes && keys == 3_000);
+    let ratio = expected.map_or(String::new(), |(_, datagrams, bytes)| {
+        format!("{:.2}x {:.2}x", result.datagrams as f64 / *datagrams as f64, result.bytes as f64 / *bytes as f64)
+    });
+    println!(
+        "{nodes:>7} {keys:>5} {:>4.0}% {:>4.0}% | {:>9} {:>9} {:>9.2} {:>7.0} {:>8.2} {:>5.2} | {ratio:>14}",
+        dead * 100.0,
+        loss * 100.0,
+        result.announced,
+        result.datagrams,
+        result.bytes as f64 / 1e6,
+        result.took.as_secs_f64(),
+        result.queries_per_key,
+        result.held_by_closest,
+    );
+}
+
+/// The most memory that this process ever had, from the kernel; 0 where it does not say.
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|rest| rest.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or(0) / 1024
+}
