@@ -384,7 +384,7 @@ impl Node {
         Self {
             ids,
             tables: ids.map(|id| Table::new(id, config.network)),
-            peers: Peers::new(),
+            peers: Peers::default(),
             family_rtt: [Rtt::default(); 2],
             tokens,
             store: Store::new(config.limits, now),

@@ -9,8 +9,8 @@ pub mod krpc;
 pub mod mirror;
 pub mod netdb;
 pub mod node;
-pub mod swarm;
 #[cfg(any(test, feature = "testnet"))]
 pub mod sim;
+pub mod swarm;
 #[cfg(any(test, feature = "testnet"))]
 pub mod testnet;

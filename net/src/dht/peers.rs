@@ -49,20 +49,20 @@ pub struct Peer {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Peers {
     known: HashMap<SocketAddr, Peer>,
 }
 
 impl Peers {
-    /// Nobody.
-    pub fn new() -> Self {
-        Self { known: HashMap::new() }
-    }
-
     /// Addresses remembered.
     pub fn len(&self) -> usize {
         self.known.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
     }
 
     /// What is known of an address.
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn peers_are_bounded() {
         let start = Instant::now();
-        let mut peers = Peers::new();
+        let mut peers = Peers::default();
         for n in 0..10_000 {
             peers.entry(at(n), start + Duration::from_millis(u64::from(n)));
             assert!(peers.len() <= PEERS_MAX);
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn one_address_gets_25_in_10_s() {
         let start = Instant::now();
-        let mut peers = Peers::new();
+        let mut peers = Peers::default();
         let sent = (0..100).filter(|_| peers.may_send(at(1), start)).count();
         assert_eq!(sent, 25);
         assert!(peers.may_send(at(2), start));
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn tokens_age() {
         let start = Instant::now();
-        let mut peers = Peers::new();
+        let mut peers = Peers::default();
         peers.entry(at(1), start).set_token(Some(b"token"), start);
         assert_eq!(peers.token(&at(1), start), Some(&b"token"[..]));
         assert_eq!(peers.token(&at(1), start + TOKEN_USE), None);

@@ -1,5 +1,5 @@
 //! The node under a clock of the test's own: times of datagrams, who is answered what, what is refused.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests: small numbers made into bytes of addresses and ids")]
 
 use super::peers::{DATAGRAMS_PER_WINDOW_MAX, TOKEN_USE};
 use super::table::{K, QUESTIONABLE_AFTER};

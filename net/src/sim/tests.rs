@@ -1,5 +1,5 @@
 //! Networks of nodes under the virtual clock.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; the seed of a failure is printed")]
 
 use super::runs::{LookupRun, announce_cycle, lookups, percentile};
 use super::*;
