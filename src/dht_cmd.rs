@@ -261,11 +261,6 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     let dht = Dht::start(options, Some(netdb)).await?;
     let status = status::Server::bind(socket, dht.clone())?;
     let bound: Vec<SocketAddr> = Family::ALL.into_iter().filter_map(|family| dht.local(family)).collect();
-    if json {
-        crate::show::json(&show::Started { listen: &bound, socket })?;
-    } else {
-        crate::show::line(&format!("listening on UDP {}", bound.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
-    }
     // On a public network a node counts only after another one could open a TCP connection to its port.
     let mut doors = JoinSet::new();
     if network == Network::Public {
@@ -273,6 +268,11 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
             let door = listen_tcp(*address).with_context(|| format!("listen on TCP {address}, where other nodes knock"))?;
             doors.spawn(open_doors(door));
         }
+    }
+    if json {
+        crate::show::json(&show::Started { listen: &bound, socket })?;
+    } else {
+        crate::show::line(&format!("listening on UDP {}", bound.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
     }
     tokio::select! {
         _ = stop.recv() => {}
