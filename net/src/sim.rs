@@ -46,6 +46,8 @@ struct Host {
     /// `None`: gone; datagrams to it vanish.
     node: Option<Box<Node>>,
     wake_at: u64,
+    /// Says nothing of being a poolfs node.
+    foreign: bool,
     /// Counts up when the node is replaced, so that wakes of the old one are void.
     life: u32,
 }
@@ -147,7 +149,7 @@ impl Sim {
     pub fn add_host(&mut self) -> u32 {
         let host = u32::try_from(self.hosts.len()).expect("a simulation has fewer than 2^24 hosts");
         let node = self.make_node();
-        self.hosts.push(Host { id: node.id(Family::V4), node: Some(Box::new(node)), wake_at: u64::MAX, life: 0 });
+        self.hosts.push(Host { id: node.id(Family::V4), node: Some(Box::new(node)), wake_at: u64::MAX, foreign: false, life: 0 });
         self.schedule_wake(host);
         host
     }
@@ -194,6 +196,11 @@ impl Sim {
     /// The host's node, for looking.
     pub fn node(&self, host: u32) -> Option<&Node> {
         self.hosts[host as usize].node.as_deref()
+    }
+
+    /// From now on the host's datagrams carry another program's `v`: others treat it as an ordinary node.
+    pub fn make_foreign(&mut self, host: u32) {
+        self.hosts[host as usize].foreign = true;
     }
 
     /// Takes a host off the network without a word.
@@ -314,7 +321,12 @@ impl Sim {
         self.schedule_wake(host);
     }
 
-    fn send(&mut self, host: u32, to: SocketAddr, bytes: Vec<u8>) {
+    fn send(&mut self, host: u32, to: SocketAddr, mut bytes: Vec<u8>) {
+        if self.hosts[host as usize].foreign
+            && let Some(at) = bytes.windows(7).rposition(|w| w == b"1:v4:PF")
+        {
+            bytes[at + 5..at + 7].copy_from_slice(b"LT");
+        }
         self.traffic.datagrams += 1;
         self.traffic.bytes += bytes.len() as u64;
         let from = Self::address(host);

@@ -73,7 +73,7 @@ const STATEMENTS_BYTES: usize = 7;
 #[derive(Debug)]
 pub(super) struct Server {
     item_gets: Bucket,
-    dials: HashMap<DialTicket, (SocketAddr, Transaction)>,
+    dials: HashMap<DialTicket, (SocketAddr, Transaction, Instant)>,
     dial_rate: Bucket,
     dialled: VecDeque<(IpAddr, Instant)>,
 }
@@ -406,10 +406,11 @@ impl Node {
         if !address::is_usable(to, self.config.network) {
             return self.refuse(from, transaction, query_bytes, BAD_PORT);
         }
-        if self.server.dials.values().any(|(asker, t)| *asker == from && *t == transaction) {
+        if self.server.dials.values().any(|(asker, t, _)| *asker == from && *t == transaction) {
             return; // A repetition: the answer is under way.
         }
         let now = self.now;
+        self.server.dials.retain(|_, (_, _, at)| now.saturating_duration_since(*at) < DIAL_PAUSE);
         self.server.dialled.retain(|(_, at)| now.saturating_duration_since(*at) < DIAL_PAUSE);
         let again = self.server.dialled.iter().any(|(ip, _)| *ip == from.ip());
         let room = self.server.dials.len() < DIALS_MAX && self.server.dialled.len() < DIALLED_MAX;
@@ -418,14 +419,14 @@ impl Node {
         }
         self.server.dialled.push_back((from.ip(), now));
         let ticket = DialTicket(self.number());
-        self.server.dials.insert(ticket, (from, transaction));
+        self.server.dials.insert(ticket, (from, transaction, now));
         self.actions.push_back(Action::Dial { ticket, to });
     }
 
     /// Tells how an [`Action::Dial`] went; must be told for each, within a few seconds.
     pub fn dial_result(&mut self, ticket: DialTicket, ok: bool, now: Instant) {
         self.advance(now);
-        if let Some((from, transaction)) = self.server.dials.remove(&ticket) {
+        if let Some((from, transaction, _)) = self.server.dials.remove(&ticket) {
             let id = self.ids[Family::of(from) as usize];
             let reply = Reply { id, dialled: Some(ok), ..Reply::default() };
             self.answer(from, transaction, Body::Reply(Box::new(reply)), UNPROVED_REPLY_BYTES_MAX);

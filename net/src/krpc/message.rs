@@ -550,10 +550,12 @@ impl Verb {
                 b"get"
             }
             Self::Put { value, token, mutable: _ } => {
-                let target = super::item_target(value);
-                a.bytes("target", &target.0); // Not in BEP 44; `mainline` does not answer without it.
+                // What is hashed is what is sent: a value in another writing is sent in the canonical one.
+                let value = bt_bencode::from_slice(value).unwrap_or_else(|_| byte_str(value));
+                let sent = bt_bencode::to_vec(&value).expect("a vector takes all bytes");
+                a.bytes("target", &super::item_target(&sent).0); // Not in BEP 44; `mainline` does not answer without it.
                 a.bytes("token", token);
-                a.put("v", bt_bencode::from_slice(value).unwrap_or_else(|_| byte_str(value)));
+                a.put("v", value);
                 b"put"
             }
             Self::Dial { port, token } => {

@@ -71,6 +71,36 @@ fn announce_find_withdraw() {
     assert_eq!(found(&mut sim, 20, key, Duration::from_secs(5)), []);
 }
 
+/// Among nodes of another kind each key costs its own token, and is announced again before they forget after 45 minutes.
+#[test]
+fn announces_to_ordinary_nodes() {
+    println!("seed 11");
+    let mut sim = Sim::new(11, Link::default(), Schedule::Adapted);
+    for host in 0..20 {
+        sim.add_host();
+        if host != 5 && host != 6 {
+            sim.make_foreign(host);
+        }
+        if host > 0 {
+            sim.with(host, |node, now| node.bootstrap(&[Sim::address(0)], now));
+        }
+        sim.run_for(Duration::from_millis(300));
+    }
+    sim.run_for(Duration::from_secs(60));
+    let keys: Vec<Id> = (0..10).map(|n| Id([n * 25; 20])).collect();
+    let set = keys.iter().map(|key| AnnounceKey { key: *key, pv: Some(pv()) }).collect();
+    sim.with(5, |node, now| node.set_announces(set, now));
+    sim.run_for(Duration::from_secs(30));
+    let announced = sim.take_events().iter().filter(|(h, e)| *h == 5 && matches!(e, Event::Announced { nodes: 8, .. })).count();
+    assert_eq!(announced, 10);
+    // Twice as long as they remember.
+    sim.run_for(Duration::from_secs(90 * 60));
+    for key in keys {
+        let all = found(&mut sim, 6, key, Duration::from_secs(10));
+        assert!(all.iter().any(|(addr, _)| *addr == Sim::address(5)), "{all:?}");
+    }
+}
+
 /// What is refreshed stays, what is not is forgotten after two and a half hours.
 #[test]
 fn refresh_and_expiry() {
