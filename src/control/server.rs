@@ -116,15 +116,15 @@ async fn serve(stream: UnixStream, handler: Arc<dyn Handler>) -> Result<()> {
     };
     let (sender, mut replies) = mpsc::channel(REPLIES_WAITING_MAX);
     let work = handler.handle(request, sender);
-    let forward = async {
+    // The channel closes with the first reply that cannot be sent: work that tells how far it is ends when its client goes.
+    let forward = async move {
         while let Some(reply) = replies.recv().await {
             send(&mut writing, &reply).await?;
         }
-        anyhow::Ok(())
+        anyhow::Ok(writing)
     };
-    // A client that went away ends its request: the work's channel closes with this function.
     let (result, forwarded) = tokio::join!(work, forward);
-    forwarded?;
+    let mut writing = forwarded?;
     let last = match result {
         Ok(()) => Reply::Done,
         Err(err) => Reply::Failed { message: format!("{err:#}") },
@@ -182,5 +182,34 @@ mod tests {
         drop(runtime.block_on(task));
         let gone = Call::status(&path).expect_err("nobody is there");
         assert!(gone.to_string().contains("start one with `poolfs up`"), "{gone}");
+    }
+
+    struct Endless(std::sync::mpsc::Sender<()>);
+
+    impl Handler for Endless {
+        fn handle(self: Arc<Self>, _request: Request, replies: mpsc::Sender<Reply>) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> {
+            Box::pin(async move {
+                while replies.send(Reply::Progress { done_bytes: 0, total_bytes: 0, file: String::new() }).await.is_ok() {}
+                self.0.send(())?;
+                bail!("the client went away")
+            })
+        }
+    }
+
+    /// `poolfs verify` that is interrupted must not go on for ever, holding a file open and one of the clients' places.
+    #[test]
+    fn work_ends_with_its_client() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("control.sock");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let _inside = runtime.enter();
+        let server = Server::bind(&path).expect("bind");
+        let (ended, has_ended) = std::sync::mpsc::channel();
+        let task = runtime.spawn(async move { server.run(Arc::new(Endless(ended))).await });
+        let mut call = Call::start(&path, &Request::Verify { repair: false }).expect("a call");
+        assert!(call.next().expect("progress").is_some());
+        drop(call);
+        has_ended.recv_timeout(CLIENT_PATIENCE * 2).expect("the work goes on without its client");
+        task.abort();
     }
 }
