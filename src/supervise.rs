@@ -2,7 +2,8 @@
 //!
 //! It holds no descriptor of a mount and no lock, only the list of what was mounted. The moment the serving process dies it
 //! detaches those mounts, so that apt works on the plain directories again; then it starts the process anew, which mounts
-//! again. A process that never came up is not started again: its error is shown and the parent ends with it.
+//! again. A process that cannot start is not started again: its error is shown and the parent ends with it; so it is with
+//! one that dies again and again before it ever served.
 
 use crate::cli::Common;
 use anyhow::{Context, Result, bail};
@@ -118,9 +119,11 @@ pub fn run(served: &Served, tell: bool) -> Result<ExitCode> {
             let end = watch(child, &mut mounted, &mut stop, &mut ready_once, tell).await?;
             // Whatever the end was, a mount that is left would hang every program that looks at it.
             detach_all(&mounted);
+            // Who waits for the first start is told at last.
+            let hopeless = !ready_once && (matches!(end, End::Refused(_)) || deaths == RESTART_PAUSES.len());
             match end {
                 End::Clean => return Ok(ExitCode::SUCCESS),
-                End::Refused(message) if !ready_once => {
+                End::Refused(message) | End::Died(message) if hopeless => {
                     if tell {
                         Report::Refused { message }.send();
                         return Ok(ExitCode::FAILURE);
@@ -131,7 +134,10 @@ pub fn run(served: &Served, tell: bool) -> Result<ExitCode> {
                     deaths = if started.elapsed() > SERVED_LONG { 0 } else { deaths };
                     let pause = RESTART_PAUSES[deaths.min(RESTART_PAUSES.len() - 1)];
                     deaths += 1;
-                    tracing::error!("the serving process ended ({why}); its mounts are detached and apt uses the plain directories; starting it again in {} s", pause.as_secs());
+                    tracing::error!(
+                        "{why}; its mounts are detached and apt uses the plain directories; starting it again in {} s",
+                        pause.as_secs()
+                    );
                     if interrupted(&mut stop, pause).await {
                         return Ok(ExitCode::SUCCESS);
                     }
@@ -193,7 +199,7 @@ async fn watch(
     Ok(match (refused, status.success()) {
         (Some(message), _) => End::Refused(message),
         (None, true) => End::Clean,
-        (None, false) => End::Died(status.to_string()),
+        (None, false) => End::Died(format!("the serving process ended: {status}")),
     })
 }
 

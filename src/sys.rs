@@ -5,9 +5,12 @@ use std::process::Command;
 
 /// Lets the child get SIGTERM when its parent dies (prctl(2), `PR_SET_PDEATHSIG`).
 pub fn end_with_parent(command: &mut Command) {
-    // SAFETY: prctl is async-signal-safe, takes plain numbers and touches no memory of the parent.
+    let parent = std::process::id().cast_signed();
+    // SAFETY: prctl and getppid are async-signal-safe, take plain numbers and touch no memory of the parent.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+            // Who died before that call sends nothing any more.
+            0 if libc::getppid() != parent => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         });
