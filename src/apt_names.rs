@@ -38,6 +38,10 @@ impl Names for AptNames {
         Ok(self.catalog.by_digest(digest)?)
     }
 
+    fn packages(&self) -> Result<Vec<String>, FsError> {
+        Ok(self.catalog.package_names()?)
+    }
+
     fn refresh(&self, lists: BorrowedFd<'_>, vanished: Vanished) -> Result<(), FsError> {
         let mut problems = Vec::new();
         // A source may have been added since the last time. With a configuration that cannot be read the old one stays.
