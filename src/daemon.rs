@@ -125,7 +125,13 @@ async fn leave(daemon: &Arc<Daemon>) {
 
 async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
     let daemon = Arc::clone(daemon);
-    tokio::task::spawn_blocking(move || daemon.mounts.lock().unmount()).await.context("unmount")?.map_err(Into::into)
+    let done = tokio::task::spawn_blocking(move || {
+        // apt may take its time: meanwhile others can ask for the mounts' figures.
+        let locks = daemon.mounts.lock().locks()?;
+        let held = locks.hold()?;
+        daemon.mounts.lock().unmount_locked(&held)
+    });
+    done.await.context("unmount")?.map_err(Into::into)
 }
 
 /// Brings everything up and mounts.

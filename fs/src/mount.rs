@@ -11,7 +11,7 @@ mod table;
 
 use crate::adapter;
 use crate::errno::FsError;
-use crate::lock;
+use crate::lock::{self, Held};
 use crate::refresh::Refresher;
 use crate::tree::{Tree, TreeOptions, TreeParts};
 use poolfs_core::Role;
@@ -41,6 +41,9 @@ pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// How long an unmount waits for files that are still open, before the caller has to decide.
 const BUSY_WAIT: Duration = Duration::from_secs(2);
+
+/// How long an unmount waits for the session to end.
+const SESSION_WAIT: Duration = Duration::from_secs(5);
 
 /// Between two tries to unmount.
 const BUSY_TRY_EVERY: Duration = Duration::from_millis(50);
@@ -332,10 +335,8 @@ impl Mounts {
         };
         let refresher = lists.map(|dir| Refresher::new(Arc::clone(&parts.names), dir, mounted.is_some(), parts.runtime.clone()));
         for PreparedMount { spec, dir } in prepared {
-            let lock = lock::hold_in(dir.as_fd(), LOCK_WAIT).map_err(step("lock", &spec.path))?;
-            if lock.is_none() {
-                return Err(MountError::Locked(spec.path));
-            }
+            let held = lock::hold_in(dir.as_fd(), LOCK_WAIT).map_err(step("lock", &spec.path))?;
+            let Some(lock) = held else { return Err(MountError::Locked(spec.path)) };
             if let Err(err) = store::sweep(dir.as_fd()) {
                 tracing::warn!("half a copy may be left in {}: {err}", spec.path.display());
             }
@@ -349,8 +350,7 @@ impl Mounts {
             let root = dir.try_clone().map_err(step("open", &spec.path))?;
             let tree = Tree::new(spec.role, root, options, parts.clone(), refresher.clone())?;
             let ended = mounts.ended.clone();
-            mounts.mounts.push(Mount::start(spec, tree, dir, threads, ended)?);
-            drop(lock);
+            mounts.mounts.push(Mount::start(spec, tree, dir, lock, threads, ended)?);
         }
         if let Some(refresher) = refresher {
             refresher.request(Vanished::Drop);
@@ -406,8 +406,20 @@ impl Mounts {
         self.mounts.is_empty()
     }
 
-    /// Unmounts all, each under apt's lock. If one is busy or locked it and those after it stay mounted.
+    /// Apt's locks of all mounts, for [`Self::unmount_locked`].
+    pub fn locks(&self) -> Result<Locks, MountError> {
+        let lock = |mount: &Mount| Ok((mount.spec.path.clone(), mount.dir.try_clone().map_err(step("lock", &mount.spec.path))?));
+        Ok(Locks { wanted: self.mounts.iter().filter(|mount| mount.is_mounted()).map(lock).collect::<Result<_, MountError>>()? })
+    }
+
+    /// Unmounts all under apt's locks, waiting for them; if one is held, all stay mounted.
     pub fn unmount(&mut self) -> Result<(), MountError> {
+        let held = self.locks()?.hold()?;
+        self.unmount_locked(&held)
+    }
+
+    /// Unmounts all. If one is busy it and those before it stay mounted.
+    pub fn unmount_locked(&mut self, _held: &HeldLocks) -> Result<(), MountError> {
         while let Some(mount) = self.mounts.last_mut() {
             mount.unmount()?;
             self.mounts.pop();
@@ -423,6 +435,29 @@ impl Mounts {
     }
 }
 
+/// Apt's locks in the covered directories, not yet taken.
+#[derive(Debug)]
+pub struct Locks {
+    wanted: Vec<(PathBuf, OwnedFd)>,
+}
+
+/// Apt's locks in the covered directories, held until dropped.
+#[derive(Debug)]
+pub struct HeldLocks {
+    _held: Vec<Held>,
+}
+
+impl Locks {
+    /// Takes all, waiting [`LOCK_WAIT`] for each. Blocks.
+    pub fn hold(self) -> Result<HeldLocks, MountError> {
+        let one = |(path, dir): (PathBuf, OwnedFd)| {
+            let held = lock::hold_in(dir.as_fd(), LOCK_WAIT).map_err(step("lock", &path))?;
+            held.ok_or(MountError::Locked(path))
+        };
+        Ok(HeldLocks { _held: self.wanted.into_iter().map(one).collect::<Result<_, _>>()? })
+    }
+}
+
 impl Drop for Mounts {
     fn drop(&mut self) {
         self.detach();
@@ -430,10 +465,19 @@ impl Drop for Mounts {
 }
 
 impl Mount {
-    fn start(spec: MountSpec, tree: Arc<Tree>, dir: OwnedFd, threads: usize, ended: watch::Sender<u64>) -> Result<Self, MountError> {
+    fn start(
+        spec: MountSpec,
+        tree: Arc<Tree>,
+        dir: OwnedFd,
+        lock: Held,
+        threads: usize,
+        ended: watch::Sender<u64>,
+    ) -> Result<Self, MountError> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(MountError::NoDevice)?;
         mount_at(&spec, &device)?;
+        // An apt that opens the lock from now on is answered by the session: it must not find us in its way.
+        drop(lock);
         let over = Arc::new(AtomicBool::new(false));
         let tells = Arc::clone(&over);
         let served = (|| {
@@ -482,10 +526,6 @@ impl Mount {
 
     fn unmount(&mut self) -> Result<(), MountError> {
         if self.is_mounted() {
-            let lock = lock::hold_in(self.dir.as_fd(), LOCK_WAIT).map_err(step("lock", &self.spec.path))?;
-            if lock.is_none() {
-                return Err(MountError::Locked(self.spec.path.clone()));
-            }
             let deadline = std::time::Instant::now() + BUSY_WAIT;
             loop {
                 match rustix::mount::unmount(&self.spec.path, UnmountFlags::NOFOLLOW) {
@@ -496,7 +536,16 @@ impl Mount {
                 }
             }
         }
-        self.join();
+        // A namespace that was made meanwhile may have a copy of the mount, and nobody knows for how long.
+        let deadline = std::time::Instant::now() + SESSION_WAIT;
+        while !self.over.load(Ordering::Acquire) && std::time::Instant::now() < deadline {
+            std::thread::sleep(BUSY_TRY_EVERY);
+        }
+        if self.over.load(Ordering::Acquire) {
+            self.join();
+        } else {
+            tracing::warn!("{} is still mounted in another namespace, where it ends with this process", self.spec.path.display());
+        }
         // What was written last is recorded before anybody takes the database away.
         let deadline = std::time::Instant::now() + RECORD_WAIT;
         while self.tree.is_busy() && std::time::Instant::now() < deadline {
