@@ -201,14 +201,21 @@ impl Run {
         }
     }
 
+    /// Whether that name is in the plan.
+    pub(crate) fn is_planned(&self, dir: u64, name: &OsStr) -> bool {
+        self.plan.contains_key(&(dir, name.to_os_string()))
+    }
+
     /// Bytes of the plan so far.
     pub(crate) fn plan_bytes(&self) -> u64 {
         self.plan_bytes
     }
 
-    /// The ghosts of the plan.
+    /// The ghosts of the plan, in the order in which they were first looked up: apt will read them so.
     pub(crate) fn plan(&self) -> Vec<Arc<Node>> {
-        self.plan.values().cloned().collect()
+        let mut plan: Vec<Arc<Node>> = self.plan.values().cloned().collect();
+        plan.sort_unstable_by_key(|node| node.id);
+        plan
     }
 
     /// Hides a name, so that no ghost is shown there.

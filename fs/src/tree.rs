@@ -44,12 +44,15 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 /// How long the kernel may believe names and attributes of files on disk: others can reach the covered directory.
 pub const TTL: Duration = Duration::from_secs(1);
+
+/// Objects leave one part in so many of the file system free.
+const OBJECTS_LEAVE_FREE: u64 = 10;
 
 /// Files hashed at the same time, so that a scan leaves the machine usable.
 const HASHING_MAX: usize = 2;
@@ -182,6 +185,10 @@ pub struct Tree {
     /// What the holder of apt's lock has done so far. A leaf among the locks.
     pub(crate) run: Mutex<Run>,
     pub(crate) refresher: Option<Arc<Refresher>>,
+    /// Whether objects lie on the covered file system, so that giving one up makes room there.
+    objects_beside: bool,
+    /// Whether objects are being given up.
+    making_room: AtomicBool,
     hashing: Arc<Semaphore>,
     /// Hashings and recordings that still run after their request was answered.
     busy: watch::Sender<u64>,
@@ -200,9 +207,12 @@ impl Tree {
         if root.kind != FileType::Directory {
             return Err(Errno::NOTDIR.into());
         }
+        let objects_beside = parts.objects.device()? == root.key.dev;
         let tree = Arc::new(Self {
             role,
             options,
+            objects_beside,
+            making_room: AtomicBool::new(false),
             parts,
             table: Table::new(root),
             handles: Handles::default(),
@@ -292,10 +302,6 @@ impl Tree {
         if let Some(node) = self.table.look_up_key(Key::of(&stat), dir.id, name) {
             return Ok((node, stat));
         }
-        if self.table.ghost(dir.id, name).is_some_and(|ghost| ghost.backing().is_none()) {
-            // Its file is being put in place this moment: the ghost's node is about to stand for it.
-            drop(self.names_lock.read());
-        }
         let (backing, stat) = Backing::pin(dir_fd, name)?;
         Ok((self.table.look_up(backing, dir.id, name), stat))
     }
@@ -356,9 +362,67 @@ impl Tree {
         Ok(self.table.get(ino)?.real()?.read_link()?)
     }
 
-    /// The backing file system's figures.
+    /// The backing file system's figures; what objects hold counts as free, since they give way to what is written.
     pub fn statfs(&self) -> Result<rustix::fs::StatFs, FsError> {
+        let mut fs = self.backing_statfs()?;
+        if self.objects_beside && fs.f_bsize > 0 {
+            let spare = self.parts.objects.bytes() / fs.f_bsize.unsigned_abs();
+            fs.f_bfree = fs.f_bfree.saturating_add(spare).min(fs.f_blocks);
+            fs.f_bavail = fs.f_bavail.saturating_add(spare).min(fs.f_blocks);
+        }
+        Ok(fs)
+    }
+
+    fn backing_statfs(&self) -> Result<rustix::fs::StatFs, FsError> {
         Ok(rustix::fs::fstatfs(self.table.root().real()?.fd())?)
+    }
+
+    /// Bytes that may still be written to the covered file system.
+    pub(crate) fn free_bytes(&self) -> Result<u64, FsError> {
+        let fs = self.backing_statfs()?;
+        Ok(fs.f_bavail.saturating_mul(fs.f_bsize.unsigned_abs()))
+    }
+
+    /// Gives up objects for what apt and dpkg need now; whether any bytes came free on the covered file system.
+    pub(crate) fn make_room(&self, bytes: u64) -> bool {
+        if !self.objects_beside || self.parts.objects.bytes() == 0 {
+            return false;
+        }
+        match self.parts.objects.make_room(bytes) {
+            Ok(evicted) => {
+                tracing::info!(role = %self.role, files = evicted.files, bytes = evicted.bytes, "objects made room on a disk that is full");
+                evicted.bytes > 0
+            }
+            Err(err) => {
+                tracing::warn!(role = %self.role, "objects could not make room: {err}");
+                false
+            }
+        }
+    }
+
+    /// Bytes that objects would have to give up for [`OBJECTS_LEAVE_FREE`].
+    pub(crate) fn short_bytes(&self) -> u64 {
+        if !self.objects_beside {
+            return 0;
+        }
+        self.backing_statfs()
+            .map_or(0, |fs| (fs.f_blocks / OBJECTS_LEAVE_FREE).saturating_sub(fs.f_bavail).saturating_mul(fs.f_bsize.unsigned_abs()))
+    }
+
+    /// Keeps objects from filling the file system: they leave a part of it free, which apt and dpkg may need any moment.
+    pub(crate) fn leave_room(self: &Arc<Self>) {
+        let short = self.short_bytes();
+        if short == 0 || self.making_room.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let tree = Arc::clone(self);
+        self.in_background(async move {
+            let made = tree.blocking(move |tree| Ok(tree.make_room(short))).await;
+            tree.making_room.store(false, Ordering::Relaxed);
+            if let Err(err) = made {
+                tracing::warn!("objects could not make room: {err}");
+            }
+        });
     }
 
     /// Whether the database has something to say about the file's bytes.

@@ -31,6 +31,9 @@ const HASHING_TRIES_MAX: usize = 3;
 /// A read that finds the claim changed under it looks again this often.
 const READ_TRIES_MAX: usize = 8;
 
+/// Bytes of objects given up when a write meets a full disk.
+const ROOM_BYTES: u64 = 64 * 1024 * 1024;
+
 /// Bytes hashed at a time.
 const HASH_BUFFER_BYTES: usize = 1024 * 1024;
 
@@ -102,7 +105,10 @@ impl Tree {
         let stamp = Stamp::of(&node.real()?.stat()?);
         let mut state = node.content.state.lock();
         if matches!(state.claim, Claim::Unread) {
-            let claim = self.recorded_claim(node)?;
+            let claim = self.recorded_claim(node).unwrap_or_else(|err| {
+                self.note_lost_record("a file's record could not be read", &err);
+                Claim::Nothing
+            });
             state.set(claim);
         }
         Ok(match &state.claim {
@@ -222,8 +228,8 @@ impl Tree {
     fn accept(&self, node: &Node, sums: Sums, stamp: Stamp, version: u64) -> Result<Option<Box<Entry>>, FsError> {
         let _names = self.names_lock.read();
         let links = self.live_links(node);
-        let by_digest = self.parts.names.by_digest(&sums.digest)?;
-        let named = self.named(&links)?;
+        let by_digest = self.listed(&sums.digest);
+        let named = self.named(&links);
         let mut state = node.content.state.lock();
         if state.version != version {
             return Ok(None);
@@ -242,6 +248,9 @@ impl Tree {
                 self.write_records(&links, &known, State::Clean);
                 Claim::Known(known)
             }
+            // apt replaces its lists by rename, and a list often keeps its size; a list from while nothing was mounted may
+            // have got the number of one that is long gone. No catalog names lists, so nobody could give the old bytes back.
+            Verdict::Rotten if self.role == Role::Lists => self.record_new(&links, sums, stamp, by_digest.as_ref()),
             Verdict::Rotten => {
                 let mut known = before.expect("only a record can rot");
                 known.stamp = stamp;
@@ -322,16 +331,25 @@ impl Tree {
     }
 
     /// What the catalog says of a name directly in archives/.
-    fn named(&self, links: &[Link]) -> Result<Option<Entry>, FsError> {
+    fn named(&self, links: &[Link]) -> Option<Entry> {
         if self.role != Role::Archives {
-            return Ok(None);
+            return None;
         }
-        for link in links.iter().filter(|link| !link.path.contains(&b'/')) {
-            if let Some(entry) = self.parts.names.archive(&link.path)? {
-                return Ok(Some(entry));
-            }
-        }
-        Ok(None)
+        let mut direct = links.iter().filter(|link| !link.path.contains(&b'/'));
+        direct.find_map(|link| self.in_catalog(self.parts.names.archive(&link.path)))
+    }
+
+    /// What the catalog says of a digest.
+    fn listed(&self, digest: &poolfs_core::Digest) -> Option<Entry> {
+        self.in_catalog(self.parts.names.by_digest(digest))
+    }
+
+    /// A catalog that fails offers and shares nothing; the files that are here can be read all the same.
+    pub(super) fn in_catalog(&self, found: Result<Option<Entry>, FsError>) -> Option<Entry> {
+        found.unwrap_or_else(|err| {
+            tracing::error!(role = %self.role, "the catalog cannot be asked: {err}");
+            None
+        })
     }
 
     fn log_damage(&self, links: &[Link], why: &str) {
@@ -380,6 +398,7 @@ impl Tree {
                 Ok(0) => break,
                 Ok(len) => done += len,
                 Err(Errno::INTR) => {}
+                Err(Errno::NOSPC) if self.make_room(ROOM_BYTES) => {}
                 Err(err) if done == 0 => return Err(err.into()),
                 // What was taken counts; the next write meets the error again.
                 Err(_) => break,
@@ -453,7 +472,7 @@ impl Tree {
         };
         let _names = self.names_lock.read();
         let links = self.live_links(node);
-        let by_digest = self.parts.names.by_digest(&sums.digest)?;
+        let by_digest = self.listed(&sums.digest);
         let mut state = node.content.state.lock();
         if state.version == version {
             let claim = self.record_new(&links, sums, stamp, by_digest.as_ref());
@@ -463,11 +482,14 @@ impl Tree {
     }
 
     /// A descriptor of a writer was closed: what came in order can be recorded now, so that who opens it next finds it so.
-    pub(crate) fn flush_written(&self, node: &Node) -> Result<(), FsError> {
-        if self.is_recorded(node) && matches!(node.content.state.lock().claim, Claim::Writing) {
-            self.finish_summed(node)?;
+    pub(crate) fn flush_written(&self, node: &Node) {
+        if self.is_recorded(node)
+            && matches!(node.content.state.lock().claim, Claim::Writing)
+            && let Err(err) = self.finish_summed(node)
+        {
+            // A failing close(2) would fail apt's run; the bytes are where they belong.
+            self.note_lost_record("a written file could not be recorded", &err);
         }
-        Ok(())
     }
 
     /// Nobody writes any more: records the file, hashing it in the background where it did not come in order.
@@ -521,7 +543,7 @@ impl Tree {
         let node = &handle.node;
         let file = handle.file.get().ok_or(FsError::Died)?;
         for _ in 0..READ_TRIES_MAX {
-            let (sums, version) = match self.basis(node)? {
+            let (sums, version) = match self.basis(node) {
                 Basis::Unchecked => return Ok(Ok(read_plain(file, offset, size)?)),
                 Basis::Unknown => return Ok(Err(Trouble::Unknown)),
                 Basis::Checked(sums, version) => (sums, version),
@@ -550,24 +572,27 @@ impl Tree {
         Ok(Err(Trouble::Unknown))
     }
 
-    fn basis(&self, node: &Node) -> Result<Basis, FsError> {
+    fn basis(&self, node: &Node) -> Basis {
         if !self.is_recorded(node) {
-            return Ok(Basis::Unchecked);
+            return Basis::Unchecked;
         }
         let mut state = node.content.state.lock();
         let version = state.version;
         match &mut state.claim {
-            Claim::Writing => Ok(Basis::Unchecked),
-            Claim::Unread | Claim::Nothing => Ok(Basis::Unknown),
+            Claim::Writing => Basis::Unchecked,
+            Claim::Unread | Claim::Nothing => Basis::Unknown,
             Claim::Known(known) => {
                 if known.sums.is_none() {
-                    known.sums = self.parts.store.sums(&known.digest)?;
+                    known.sums = self.parts.store.sums(&known.digest).unwrap_or_else(|err| {
+                        self.note_lost_record("a file's sums could not be read", &err.into());
+                        None
+                    });
                 }
                 match &known.sums {
-                    Some(sums) => Ok(Basis::Checked(Arc::clone(sums), version)),
+                    Some(sums) => Basis::Checked(Arc::clone(sums), version),
                     None => {
                         state.set(Claim::Nothing);
-                        Ok(Basis::Unknown)
+                        Basis::Unknown
                     }
                 }
             }

@@ -207,6 +207,9 @@ impl Tree {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 || stat.st_size == 0 {
             return Ok(false);
         }
+        if self.short_bytes() > 0 {
+            return Ok(false);
+        }
         let Some(record) = self.parts.store.file(self.role, path)? else { return Ok(false) };
         let Claim::Known(known) = Claim::of(Some(record)) else { return Ok(false) };
         let shared = match known.sharing {

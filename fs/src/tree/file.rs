@@ -1,6 +1,7 @@
 //! Open files.
 
 use super::{Answer, Bytes, Caller, Entry, Tree};
+use crate::attr::SetAttr;
 use crate::errno::FsError;
 use crate::handle::Handle;
 use crate::inode::Node;
@@ -76,7 +77,7 @@ impl Tree {
         }
     }
 
-    fn opened(&self, node: &Arc<Node>, flags: i32, keep_cache: bool) -> Result<Opened, FsError> {
+    fn opened(self: &Arc<Self>, node: &Arc<Node>, flags: i32, keep_cache: bool) -> Result<Opened, FsError> {
         let writes = writes(flags);
         if writes && node.content.state.lock().is_object {
             return Err(FsError::IsObject);
@@ -86,6 +87,8 @@ impl Tree {
         if lock {
             self.take_lock(node)?;
         }
+        // dpkg opens one package after the other while it fills the disk with what is in them.
+        self.leave_room();
         let fh = self.add_handle(node, file, writes, lock);
         Ok(Opened { fh, keep_cache })
     }
@@ -105,12 +108,27 @@ impl Tree {
             Err(FsError::Backing(Errno::EXIST)) if flags & libc::O_EXCL == 0 => {
                 let (tree, name, caller) = (Arc::clone(self), name.to_os_string(), *caller);
                 Answer::Wait(Box::pin(async move {
-                    let entry = tree.lookup(parent, &name, &caller).get().await?;
-                    let opened = tree.open(entry.attr.ino, flags).get().await;
-                    if opened.is_err() {
-                        tree.forget(entry.attr.ino, 1);
+                    let mut entry = tree.lookup(parent, &name, &caller).get().await?;
+                    let opened = match tree.open(entry.attr.ino, flags).get().await {
+                        Ok(opened) => opened,
+                        Err(err) => {
+                            tree.forget(entry.attr.ino, 1);
+                            return Err(err);
+                        }
+                    };
+                    // The kernel believes that the file is new, so it does not ask for this any more.
+                    if flags & libc::O_TRUNC != 0 && writes(flags) {
+                        let cut = SetAttr { size: Some(0), ..SetAttr::default() };
+                        match tree.setattr(entry.attr.ino, Some(opened.fh), cut, &caller).get().await {
+                            Ok((attr, _)) => entry.attr = attr,
+                            Err(err) => {
+                                tree.forget(entry.attr.ino, 1);
+                                tree.release(opened.fh)?;
+                                return Err(err);
+                            }
+                        }
                     }
-                    Ok((entry, opened?))
+                    Ok((entry, opened))
                 }))
             }
             other => Answer::Ready(other),
@@ -157,7 +175,7 @@ impl Tree {
     pub fn flush(&self, fh: u64) -> Result<(), FsError> {
         let handle = self.handles.get(fh)?;
         if handle.writes {
-            self.flush_written(&handle.node)?;
+            self.flush_written(&handle.node);
         }
         Ok(())
     }
@@ -228,6 +246,18 @@ impl Tree {
     /// Finds data or a hole. `whence`: `SEEK_DATA` or `SEEK_HOLE`; the kernel does the others itself.
     pub fn lseek(&self, fh: u64, offset: u64, whence: i32) -> Result<u64, FsError> {
         let handle = self.handles.get(fh)?;
+        if handle.file.get().is_none()
+            && let Some(ghost) = &handle.node.ghost
+        {
+            // What is not here yet is all data: whoever was told of a hole would store zeros.
+            let size = ghost.entry.size;
+            return match whence {
+                _ if offset >= size => Err(Errno::NXIO.into()),
+                libc::SEEK_DATA => Ok(offset),
+                libc::SEEK_HOLE => Ok(size),
+                _ => Err(Errno::INVAL.into()),
+            };
+        }
         // The handle's own position is used by nothing else: reads and writes are positioned.
         let from = match whence {
             libc::SEEK_DATA => SeekFrom::Data(offset),

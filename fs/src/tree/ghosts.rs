@@ -86,7 +86,7 @@ impl Tree {
         if self.run.lock().is_hidden(&path) {
             return Ok(Shown::Nothing);
         }
-        let Some(listed) = self.parts.names.archive(name.as_bytes())? else { return Ok(Shown::Nothing) };
+        let Some(listed) = self.in_catalog(self.parts.names.archive(name.as_bytes())) else { return Ok(Shown::Nothing) };
         if place == Place::Archives {
             // Who browses looks at everything: that moves no file, and no apt works there.
             if !self.options.browse {
@@ -102,7 +102,13 @@ impl Tree {
             return Ok(Shown::Nothing);
         }
         let bytes = listed.size;
-        if !self.fits(self.run.lock().plan_bytes().saturating_add(bytes))? {
+        // What was promised is counted already, and what was started has its bytes reserved.
+        let promised = self.table.ghost(dir.id, name).is_some_and(|node| {
+            let started = node.ghost.as_ref().is_some_and(|ghost| !ghost.state.lock().is_waiting());
+            started || self.run.lock().is_planned(dir.id, name)
+        });
+        let planned = self.run.lock().plan_bytes();
+        if !promised && !self.fits(planned.saturating_add(bytes))? {
             tracing::warn!(name = %name.display(), bytes, "no space for it: apt is left to say so");
             return Ok(Shown::Nothing);
         }
@@ -140,11 +146,14 @@ impl Tree {
         self.table.path(dir.id, name).is_none_or(|path| self.run.lock().is_hidden(&path))
     }
 
-    /// Whether so many more bytes fit the covered file system.
+    /// Whether so many more bytes fit the covered file system. Objects that are in the way go.
     fn fits(&self, bytes: u64) -> Result<bool, FsError> {
-        let fs = self.statfs()?;
-        let free = fs.f_bavail.saturating_mul(fs.f_bsize.unsigned_abs());
-        Ok(bytes.saturating_add(SPARE_BYTES) <= free)
+        let wanted = bytes.saturating_add(SPARE_BYTES);
+        let mut free = self.free_bytes()?;
+        if wanted > free && self.make_room(wanted - free) {
+            free = self.free_bytes()?;
+        }
+        Ok(wanted <= free)
     }
 
     /// Moves an object to the name under which apt knows it: from here on it is a file like any other.
@@ -308,6 +317,10 @@ impl Tree {
         match self.parts.objects.take(&ghost.entry.digest, dir.as_fd(), &ghost.name) {
             Ok(Some(taken)) => {
                 let (backing, _) = Backing::pin(dir.as_fd(), &ghost.name)?;
+                // Whoever still has the removed file open knows its inode as an object's.
+                if let Some(former) = self.table.by_key(backing.key) {
+                    former.content.state.lock().is_object = false;
+                }
                 let recorded = self.embody(node, ghost, backing, Some(taken.stamp))?;
                 drop(names);
                 if let Some(stamp) = recorded {
@@ -369,6 +382,8 @@ impl Tree {
             }
             state.fetching = None;
         }
+        // Nobody may find the name before it leads to this node.
+        let _names = self.names_lock.write();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = match rustix::fs::openat(dir.fd(), &*ghost.name, flags, rustix::fs::Mode::from_raw_mode(0o600)) {
             Ok(_) => true,

@@ -115,6 +115,23 @@ fn rot_without_a_source_is_an_error() {
     assert_eq!(lab.store().counts(Role::Lists).unwrap().damaged, 1);
 }
 
+/// A list that apt replaced while nothing was mounted often has the old one's size, and may have got its inode number from a
+/// list in between. Nobody could give the old bytes back, and apt must be able to read the new ones.
+#[test]
+fn a_list_replaced_at_the_same_inode_and_size_is_a_new_list() {
+    let Some(mut lab) = Lab::new(Role::Lists) else { return };
+    let (old, new) = (bytes(BLOCK + 10, 3), bytes(BLOCK + 10, 4));
+    fs::write(lab.path("h_InRelease"), &old).unwrap();
+    lab.unmount();
+    OpenOptions::new().write(true).open(lab.path("h_InRelease")).unwrap().write_all_at(&new, 0).unwrap();
+    let covered = OpenOptions::new().write(true).open(lab.path("h_InRelease")).unwrap();
+    covered.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(7)).unwrap();
+    drop(covered);
+    lab.mount();
+    assert!(fs::read(lab.path("h_InRelease")).unwrap() == new);
+    assert_eq!(lab.xattr("h_InRelease", "state"), "clean");
+}
+
 /// Rot that changes the mtime, as a bad disk or a wrong tool does, is rot all the same.
 #[test]
 fn other_bytes_at_the_same_inode_and_size_are_damage() {

@@ -247,6 +247,13 @@ impl Objects {
         Ok(self.row(digest)?.is_some())
     }
 
+    /// The device that the directory lies on (`st_dev`).
+    #[allow(clippy::unnecessary_cast, reason = "the field's type differs by architecture")]
+    pub fn device(&self) -> Result<u64, StoreError> {
+        let stat = rustix::fs::fstat(&self.dir).map_err(|err| StoreError::io("stat", "the objects directory")(err.into()))?;
+        Ok(stat.st_dev as u64)
+    }
+
     /// Bytes of all files in the directory.
     pub fn bytes(&self) -> u64 {
         self.shelf.lock().bytes
