@@ -12,7 +12,7 @@ use super::table::K;
 use super::walk::{State, Walk};
 use super::{Event, LookupId, Node};
 use crate::krpc::{Announce, DATAGRAM_BYTES_OUT_MAX, Id, MORE_KEYS_MAX, NodeInfo, Pv, Verb, Want};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -133,12 +133,21 @@ pub(super) struct Announcer {
     sweep: Option<Box<Sweep>>,
     outbox: VecDeque<Outgoing>,
     waiting: BTreeMap<(Id, SocketAddr), Outgoing>,
+    /// Announces that are tried a second time with a new token, by their first key.
+    retried: BTreeSet<(Id, SocketAddr)>,
     next_at: Option<Instant>,
 }
 
 impl Announcer {
     pub(super) fn new() -> Self {
-        Self { keys: BTreeMap::new(), sweep: None, outbox: VecDeque::new(), waiting: BTreeMap::new(), next_at: None }
+        Self {
+            keys: BTreeMap::new(),
+            sweep: None,
+            outbox: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            retried: BTreeSet::new(),
+            next_at: None,
+        }
     }
 
     pub(super) fn due_at(&self) -> Option<Instant> {
@@ -421,9 +430,25 @@ impl Node {
         }
     }
 
+    /// An announce was refused, perhaps for a token that its maker forgot at a restart: once more with a new one.
+    pub(super) fn announce_refused(&mut self, keys: &[Id], to: NodeInfo) {
+        let first = (keys[0], to.addr);
+        let pv = self.announcer.keys.get(&keys[0]).and_then(|state| state.pv.clone());
+        if self.announcer.retried.len() >= WAITING_MAX || !self.announcer.retried.insert(first) {
+            self.announce_ended(keys, to.addr, None);
+            return;
+        }
+        let out = Outgoing { to, token: None, keys: keys.to_vec(), pv, withdraw: false, not_before: self.now };
+        self.announcer.outbox.push_back(out);
+        self.announcer.next_at = Some(self.now);
+    }
+
     /// An announce was answered (`Some`: whether by a poolfs node) or not.
     pub(super) fn announce_ended(&mut self, keys: &[Id], from: SocketAddr, answered: Option<bool>) {
         let (f, now) = (Family::of(from) as usize, self.now);
+        if let Some(first) = keys.first() {
+            self.announcer.retried.remove(&(*first, from));
+        }
         for key in keys {
             let Some(state) = self.announcer.keys.get_mut(key) else { continue };
             state.outstanding = state.outstanding.saturating_sub(1);

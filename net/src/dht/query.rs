@@ -287,6 +287,9 @@ impl Node {
             }
             Purpose::Details(lookup) | Purpose::Store(lookup) => self.second_half_over(lookup, pending.to, false),
             Purpose::KeyToken(key) => self.key_token_failed(&key, pending.to),
+            Purpose::Announce(keys) if code == crate::krpc::code::PROTOCOL => {
+                self.announce_refused(&keys, NodeInfo { id: pending.id.unwrap_or_default(), addr: pending.to });
+            }
             Purpose::Announce(keys) => self.announce_ended(&keys, pending.to, None),
             Purpose::Ping(ping) => self.event(Event::Unreachable { ping, to: pending.to }),
             Purpose::Check | Purpose::Bootstrap | Purpose::Withdraw | Purpose::DialToken | Purpose::DialBack => {}

@@ -604,6 +604,39 @@ fn tells_of_clones() {
     assert_eq!((sent.len(), events.len()), (0, 0));
 }
 
+/// A node that forgot its secret refuses the token: it gets a second announce with a new one, and no third.
+#[test]
+fn announces_again_with_a_new_token() {
+    let mut bench = Bench::new(Network::Private, Schedule::Standard);
+    let (now, friend) = (bench.now(), NodeInfo { id: id(0x40), addr: addr("10.3.0.1:7777") });
+    bench.node.assume_answered(&[friend], true, Duration::from_millis(50), now);
+    bench.node.set_announces(vec![AnnounceKey { key: id(1), pv: None }], now);
+    let (mut told, mut tokens) = (Vec::new(), 0_u8);
+    for _ in 0..100 {
+        let until = bench.at + Duration::from_millis(100);
+        let (sent, _) = bench.run(until);
+        for sent in sent {
+            match sent.message().body {
+                Body::Query { verb: Verb::GetPeers { .. } | Verb::FindNode { .. }, .. } => {
+                    tokens += 1;
+                    bench.receive(friend.addr, &answer(&sent, friend.id, Reply { token: Some(vec![tokens; 8]), ..Reply::default() }));
+                }
+                Body::Query { verb: Verb::Announce(announce), .. } => {
+                    told.push(announce.token.clone());
+                    let error = Message {
+                        body: Body::Error { code: code::PROTOCOL, text: "bad token".into() },
+                        ..answer(&sent, friend.id, Reply::default())
+                    };
+                    bench.receive(friend.addr, &error);
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_ne!(told[0], told[1]);
+}
+
 // --- bounds
 
 /// Each list that a command or a stranger can make longer ends at its constant.
