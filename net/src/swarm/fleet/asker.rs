@@ -1,0 +1,557 @@
+//! The side of who wants files: whom to ask, what to fetch from whom, and when to go to the mirror unasked.
+
+use super::coordinator::LEASE;
+use super::{BAD_MAX, GROUP_PIECES, GroupKey, MemberId, RANKS, Reply, View, Want, group_bits, groups, weight};
+use crate::swarm::FileShape;
+use poolfs_core::Digest;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Groups worked on at once.
+pub const GROUPS_AT_ONCE: usize = 8;
+
+/// Groups that wait; past that a file is not taken and goes the way of a lone machine.
+pub(super) const GROUPS_WAITING_MAX: usize = 100_000;
+
+/// A coordinator silent for this long is asked again, and the next one too.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// All coordinators silent for this long: to the mirror.
+const ALL_SILENT: Duration = Duration::from_secs(5);
+
+/// Nothing came of a group for this long: to the mirror.
+const STUCK: Duration = Duration::from_secs(20);
+
+/// The delay before going to the mirror unasked is up to this for each hundred members, so that they do not go together.
+const FALLBACK_DELAY: Duration = Duration::from_secs(2);
+
+/// A member whose request failed is not asked again for this long.
+const DOWN_FOR: Duration = Duration::from_secs(10);
+
+/// Time that a coordinator's hints may cost without any result: three times three seconds.
+const HINTS_COST_MAX: Duration = Duration::from_secs(9);
+
+/// A coordinator whose hints cost too much is passed over for this long.
+const PASSED_OVER_FOR: Duration = Duration::from_secs(600);
+
+/// A leaseholder is heard this often.
+const RENEW: Duration = Duration::from_secs(2);
+
+/// The longest that a `wait` is obeyed without asking again.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How many `see` are followed.
+const SEE_MAX: u8 = 2;
+
+/// Members whose failures are remembered: as many as there can be.
+const FAILED_MAX: usize = super::MEMBERS_MAX;
+
+/// Where a piece comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The mirror, by leave of a coordinator or because none helps.
+    Mirror,
+    /// A member, always one of the view.
+    Member(MemberId),
+}
+
+/// What the caller is to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AskDo {
+    /// Send this want.
+    Want {
+        /// To this member.
+        to: MemberId,
+        /// The query.
+        want: Want,
+    },
+    /// Fetch this piece of the file.
+    Fetch {
+        /// The file.
+        digest: Digest,
+        /// The piece, counted within the file.
+        piece: u32,
+        /// Where it comes from.
+        from: Origin,
+    },
+    /// The file's last piece is here.
+    Done(Digest),
+}
+
+#[derive(Clone, Debug)]
+struct Query {
+    sent: Instant,
+    /// The coordinators asked, first to last.
+    asked: Vec<MemberId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Fetching {
+    from: Origin,
+    /// Whose hint it is; `None`: our own fallback.
+    by: Option<MemberId>,
+}
+
+#[derive(Debug)]
+struct Group {
+    shape: FileShape,
+    all: u16,
+    have: u16,
+    fetching: [Option<Fetching>; GROUP_PIECES as usize],
+    query: Option<Query>,
+    /// Who `see` named, to be asked instead of the first.
+    seen: Option<MemberId>,
+    hops: u8,
+    ask_at: Option<Instant>,
+    /// Since when all that was asked of has been silent.
+    silent_since: Option<Instant>,
+    progress: Instant,
+    fallback_at: Option<Instant>,
+    told: u16,
+    /// Who has failed this machine here, and whom it does not know: told to the coordinator.
+    bad: VecDeque<(SocketAddr, Instant)>,
+    mirror_bad: Option<Instant>,
+}
+
+/// What one machine wants of its fleet, over all files of a plan.
+#[derive(Debug)]
+pub struct Asker {
+    me: MemberId,
+    active: BTreeMap<GroupKey, Group>,
+    /// Not begun yet, in this machine's own order.
+    waiting: BTreeMap<(u64, GroupKey), (FileShape, u16)>,
+    left: HashMap<Digest, u32>,
+    down: HashMap<MemberId, Instant>,
+    passed_over: HashMap<MemberId, Instant>,
+    /// Since when a coordinator's hints have brought nothing.
+    in_vain: HashMap<MemberId, Instant>,
+    random: u64,
+    todo: VecDeque<AskDo>,
+}
+
+impl Asker {
+    /// `seed` is this run's randomness for delays.
+    pub fn new(me: MemberId, seed: u64) -> Self {
+        Self {
+            me,
+            active: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            left: HashMap::new(),
+            down: HashMap::new(),
+            passed_over: HashMap::new(),
+            in_vain: HashMap::new(),
+            random: seed,
+            todo: VecDeque::new(),
+        }
+    }
+
+    /// Wants a file of which the pieces for which `has` holds are here; asking begins with the next [`Self::tick`], so that a
+    /// whole plan is known before its order is chosen. `false`: too much is waiting already.
+    pub fn want(&mut self, shape: FileShape, has: impl Fn(u32) -> bool) -> bool {
+        let count = groups(&shape);
+        if self.waiting.len() + count as usize > GROUPS_WAITING_MAX || self.left.contains_key(&shape.digest) {
+            return false;
+        }
+        let mut left = 0;
+        for group in 0..count {
+            let key = GroupKey { digest: shape.digest, group };
+            let all = group_bits(&shape, group);
+            let have = (0..GROUP_PIECES).filter(|bit| has(group * GROUP_PIECES + bit)).fold(0, |have, bit| have | 1 << bit) & all;
+            left += (all & !have).count_ones();
+            if all != have {
+                // An order of one's own spreads the first leases over the machines.
+                self.waiting.insert((weight(&self.me, &key), key), (shape, have));
+            }
+        }
+        if left == 0 {
+            self.todo.push_back(AskDo::Done(shape.digest));
+        } else {
+            self.left.insert(shape.digest, left);
+        }
+        true
+    }
+
+    /// No longer wants a file.
+    pub fn forget(&mut self, digest: &Digest, view: &View, now: Instant) {
+        self.left.remove(digest);
+        self.active.retain(|key, _| key.digest != *digest);
+        self.waiting.retain(|(_, key), _| key.digest != *digest);
+        self.begin_groups(view, now);
+    }
+
+    /// Whether nothing is wanted.
+    pub fn is_idle(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// What to do next, oldest first; call it until it gives nothing.
+    pub fn poll(&mut self) -> Option<AskDo> {
+        self.todo.pop_front()
+    }
+
+    /// Takes the answer of a member to a want for this group.
+    pub fn reply(&mut self, view: &View, from: MemberId, key: GroupKey, reply: &Reply, now: Instant) {
+        self.down.remove(&from);
+        let Some(group) = self.active.get_mut(&key) else { return };
+        let Some(query) = group.query.take() else { return };
+        // Who was asked before the one that answers has been silent for a second, twice asked.
+        for silent in query.asked.iter().copied().take_while(|id| *id != from) {
+            if query.asked.contains(&from) && self.down.len() < FAILED_MAX {
+                self.down.insert(silent, now);
+            }
+        }
+        group.silent_since = None;
+        if let Some(contact) = reply.see {
+            let known = view.at(&contact).map(|member| member.id);
+            // Only upwards and only twice: nobody can send us in a circle.
+            let follow = known.filter(|id| weight(id, &key) > weight(&from, &key) && group.hops < SEE_MAX && *id != self.me);
+            let follow = follow.filter(|id| is_up(&self.down, &self.passed_over, *id, now));
+            group.hops = group.hops.saturating_add(1);
+            match follow {
+                Some(id) => group.seen = Some(id),
+                // Told so, it does not name it again.
+                None => group.note_bad(contact, now),
+            }
+            if group.hops <= 2 * SEE_MAX {
+                self.ask(view, key, now);
+            } else {
+                group.hops = 0;
+                group.ask_at = Some(now + WAIT_MAX);
+            }
+            return;
+        }
+        group.hops = 0;
+        let (mut hinted, mut took) = (false, false);
+        let free_pieces = |group: &Group, bits: u16| bits & group.all & !group.have & !group.fetching_bits();
+        if let Some((bits, _)) = reply.take {
+            let bits = free_pieces(group, bits);
+            group.fetch(key, bits, Origin::Mirror, Some(from), &mut self.todo);
+            took = bits != 0 || group.mirror_bits() != 0;
+        }
+        for (contact, bits) in &reply.from {
+            // Whatever a coordinator names, only members are ever connected to.
+            let Some(member) = view.at(contact).filter(|member| member.id != self.me) else {
+                group.note_bad(*contact, now);
+                continue;
+            };
+            // Who is passed over as a coordinator may still be a good holder.
+            if self.down.get(&member.id).is_none_or(|at| now.saturating_duration_since(*at) >= DOWN_FOR) {
+                let bits = free_pieces(group, *bits);
+                group.fetch(key, bits, Origin::Member(member.id), Some(from), &mut self.todo);
+                hinted |= bits != 0;
+            }
+        }
+        if reply.free {
+            group.plan_fallback(view.len(), &mut self.random, now);
+        }
+        if group.fetching_bits() == 0 {
+            let wait = reply.wait.unwrap_or(WAIT_MAX).min(WAIT_MAX);
+            group.ask_at = Some(now + if hinted || took { RENEW } else { wait });
+        } else {
+            group.ask_at = Some(now + RENEW);
+        }
+        if took {
+            // A slow mirror is not the coordinator's fault.
+            self.in_vain.remove(&from);
+        } else {
+            self.in_vain.entry(from).or_insert(now);
+        }
+        self.pass_over(now);
+    }
+
+    /// Notes that a piece is here and right as far as can be told.
+    pub fn fetched(&mut self, view: &View, digest: Digest, piece: u32, now: Instant) {
+        let key = GroupKey { digest, group: piece / GROUP_PIECES };
+        let bit = 1u16 << (piece % GROUP_PIECES);
+        let Some(group) = self.active.get_mut(&key).filter(|group| group.all & !group.have & bit != 0) else { return };
+        group.have |= bit;
+        group.progress = now;
+        group.fallback_at = None;
+        let fetching = group.fetching[(piece % GROUP_PIECES) as usize].take();
+        if let Some(by) = fetching.and_then(|fetching| fetching.by) {
+            self.in_vain.remove(&by);
+        }
+        let complete = group.have == group.all;
+        let report = (group.have & !group.told).count_ones() >= 4 || group.fetching_bits() == 0;
+        if complete || report {
+            self.ask(view, key, now);
+        }
+        if complete {
+            // The last want told the coordinator that this machine is a holder; its answer is of no interest.
+            self.active.remove(&key);
+        }
+        if let Some(left) = self.left.get_mut(&digest) {
+            *left -= 1;
+            if *left == 0 {
+                self.left.remove(&digest);
+                self.todo.push_back(AskDo::Done(digest));
+            }
+        }
+        self.begin_groups(view, now);
+    }
+
+    /// Notes that a piece did not come. `gone`: the member cannot be reached, and is not asked for anything for a while.
+    pub fn fetch_failed(&mut self, view: &View, digest: Digest, piece: u32, from: Origin, gone: bool, now: Instant) {
+        let key = GroupKey { digest, group: piece / GROUP_PIECES };
+        if let Origin::Member(member) = from
+            && gone
+        {
+            self.member_failed(member, now);
+        }
+        let Some(group) = self.active.get_mut(&key) else { return };
+        let slot = &mut group.fetching[(piece % GROUP_PIECES) as usize];
+        if slot.is_some_and(|fetching| fetching.from == from) {
+            *slot = None;
+        }
+        match from {
+            Origin::Mirror => group.mirror_bad = Some(now),
+            Origin::Member(member) => view.member(member).into_iter().for_each(|member| group.note_bad(member.contact, now)),
+        }
+        if group.fetching_bits() == 0 && group.query.is_none() {
+            self.ask(view, key, now);
+        }
+    }
+
+    /// Notes that a request to a member failed: for a while it is down for this machine, whatever others say.
+    pub fn member_failed(&mut self, member: MemberId, now: Instant) {
+        if self.down.len() >= FAILED_MAX {
+            self.down.retain(|_, at| now.saturating_duration_since(*at) < DOWN_FOR);
+        }
+        if self.down.len() < FAILED_MAX {
+            self.down.insert(member, now);
+        }
+    }
+
+    /// Acts on the time.
+    pub fn tick(&mut self, view: &View, now: Instant) {
+        self.pass_over(now);
+        self.begin_groups(view, now);
+        let keys: Vec<GroupKey> = self.active.keys().copied().collect();
+        for key in keys {
+            let Some(group) = self.active.get_mut(&key) else { continue };
+            match &group.query {
+                Some(query) if now >= query.sent + SILENT => self.ask_further(view, key, now),
+                Some(_) => {}
+                None if group.ask_at.is_some_and(|at| now >= at) => self.ask(view, key, now),
+                None => {}
+            }
+            let Some(group) = self.active.get_mut(&key) else { continue };
+            let silent = group.silent_since.is_some_and(|since| now >= since + ALL_SILENT);
+            if (silent || now >= group.progress + STUCK) && group.fallback_at.is_none() {
+                group.plan_fallback(view.len(), &mut self.random, now);
+            }
+            if group.fallback_at.is_some_and(|at| now >= at) {
+                group.fallback_at = None;
+                group.progress = now;
+                group.silent_since = None;
+                // What somebody was to bring and has not brought is fetched as well.
+                let bits = group.all & !group.have & !group.mirror_bits();
+                group.fetch(key, bits, Origin::Mirror, None, &mut self.todo);
+            }
+        }
+    }
+
+    /// When [`Self::tick`] is to be called at the latest.
+    pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
+        let of = |group: &Group| {
+            let query = group.query.as_ref().map(|query| query.sent + SILENT);
+            let silent = group.silent_since.map(|since| since + ALL_SILENT);
+            let stuck = Some(group.progress + STUCK);
+            [query.or(group.ask_at), silent, stuck, group.fallback_at].into_iter().flatten().filter(|at| *at > now).min()
+        };
+        self.active.values().filter_map(of).chain(self.in_vain.values().map(|at| *at + HINTS_COST_MAX)).filter(|at| *at > now).min()
+    }
+
+    /// Whether a member has just failed to answer this machine.
+    pub fn is_down(&self, member: MemberId, now: Instant) -> bool {
+        self.down.get(&member).is_some_and(|at| now.saturating_duration_since(*at) < DOWN_FOR)
+    }
+
+    /// Until when `member` is passed over as a coordinator, if its hints have cost too much.
+    pub fn passed_over_until(&self, member: MemberId) -> Option<Instant> {
+        self.passed_over.get(&member).map(|at| *at + PASSED_OVER_FOR)
+    }
+
+    fn begin_groups(&mut self, view: &View, now: Instant) {
+        while self.active.len() < GROUPS_AT_ONCE {
+            let Some(((_, key), (shape, have))) = self.waiting.pop_first() else { return };
+            let group = Group {
+                shape,
+                all: group_bits(&shape, key.group),
+                have,
+                fetching: [None; GROUP_PIECES as usize],
+                query: None,
+                seen: None,
+                hops: 0,
+                ask_at: None,
+                silent_since: None,
+                progress: now,
+                fallback_at: None,
+                told: have,
+                bad: VecDeque::new(),
+                mirror_bad: None,
+            };
+            self.active.insert(key, group);
+            self.ask(view, key, now);
+        }
+    }
+
+    /// The coordinators to ask, best first: live in the view, not down, not passed over.
+    fn coordinators(&self, view: &View, key: &GroupKey, seen: Option<MemberId>, now: Instant) -> Vec<MemberId> {
+        let up = |id: &MemberId| is_up(&self.down, &self.passed_over, *id, now);
+        let ranked = view.ranked(key);
+        let seen = seen.filter(|id| view.member(*id).is_some());
+        let mut all: Vec<MemberId> = seen.into_iter().chain(ranked.iter().copied()).filter(up).collect();
+        let mut known = Vec::new();
+        all.retain(|id| {
+            let new = !known.contains(id);
+            known.push(*id);
+            new
+        });
+        all.truncate(RANKS);
+        all
+    }
+
+    fn ask(&mut self, view: &View, key: GroupKey, now: Instant) {
+        let Some(group) = self.active.get(&key) else { return };
+        let first = self.coordinators(view, &key, group.seen, now).first().copied();
+        let want = self.wanted(key, now);
+        let (Some(group), Some(want)) = (self.active.get_mut(&key), want) else { return };
+        group.ask_at = None;
+        group.told = group.have;
+        match first {
+            Some(to) => {
+                group.query = Some(Query { sent: now, asked: vec![to] });
+                self.todo.push_back(AskDo::Want { to, want });
+            }
+            None => {
+                // Nobody to ask: as if all were silent.
+                group.silent_since.get_or_insert(now);
+                group.ask_at = Some(now + SILENT);
+            }
+        }
+    }
+
+    /// After a second of silence: the first again, and one more; who stays silent is down.
+    fn ask_further(&mut self, view: &View, key: GroupKey, now: Instant) {
+        let Some(group) = self.active.get(&key) else { return };
+        let Some(query) = group.query.clone() else { return };
+        let next = self.coordinators(view, &key, group.seen, now).into_iter().find(|id| !query.asked.contains(id));
+        let want = self.wanted(key, now);
+        let (Some(group), Some(mut want)) = (self.active.get_mut(&key), want) else { return };
+        group.silent_since.get_or_insert(query.sent);
+        let Some(next) = next.filter(|_| query.asked.len() < RANKS) else {
+            // Down they are for a while; the ones after them are asked at once.
+            group.query = None;
+            group.seen = None;
+            query.asked.into_iter().for_each(|member| self.member_failed(member, now));
+            return self.ask(view, key, now);
+        };
+        // So that the next one does not name the silent ones again.
+        for silent in query.asked.iter().filter_map(|id| view.member(*id)) {
+            group.note_bad(silent.contact, now);
+            if !want.bad.contains(&silent.contact) {
+                want.bad.truncate(BAD_MAX - 1);
+                want.bad.push(silent.contact);
+            }
+        }
+        let first = query.asked.first().copied();
+        let asked = query.asked.into_iter().chain([next]).collect();
+        group.query = Some(Query { sent: now, asked });
+        for to in first.into_iter().chain([next]) {
+            self.todo.push_back(AskDo::Want { to, want: want.clone() });
+        }
+    }
+
+    fn wanted(&self, key: GroupKey, now: Instant) -> Option<Want> {
+        let group = self.active.get(&key)?;
+        let recent = |at: &Instant| now.saturating_duration_since(*at) < DOWN_FOR;
+        let bad = group.bad.iter().rev().filter(|(_, at)| recent(at)).map(|(contact, _)| *contact);
+        Some(Want {
+            key,
+            size: group.shape.size,
+            have: group.have,
+            bad: bad.take(BAD_MAX).collect(),
+            mirror_bad: group.mirror_bad.as_ref().is_some_and(recent),
+        })
+    }
+
+    /// Passes over who has cost too much: nothing came of any of its hints for too long.
+    fn pass_over(&mut self, now: Instant) {
+        let costly: Vec<MemberId> =
+            self.in_vain.iter().filter(|(_, at)| now.saturating_duration_since(**at) >= HINTS_COST_MAX).map(|(id, _)| *id).collect();
+        for member in costly {
+            self.in_vain.remove(&member);
+            if self.passed_over.len() >= FAILED_MAX {
+                self.passed_over.retain(|_, at| now.saturating_duration_since(*at) < PASSED_OVER_FOR);
+            }
+            if self.passed_over.len() < FAILED_MAX {
+                self.passed_over.insert(member, now);
+            }
+            for group in self.active.values_mut() {
+                // What it named and has not come is somebody else's to name.
+                for slot in &mut group.fetching {
+                    *slot = slot.filter(|fetching| fetching.by != Some(member) || fetching.from == Origin::Mirror);
+                }
+                group.seen = group.seen.filter(|seen| *seen != member);
+                if group.fetching_bits() == 0 && group.query.is_none() {
+                    group.ask_at = Some(now);
+                }
+            }
+        }
+    }
+}
+
+fn is_up(down: &HashMap<MemberId, Instant>, passed_over: &HashMap<MemberId, Instant>, id: MemberId, now: Instant) -> bool {
+    let past = |at: Option<&Instant>, lasts| at.is_none_or(|at| now.saturating_duration_since(*at) >= lasts);
+    past(down.get(&id), DOWN_FOR) && past(passed_over.get(&id), PASSED_OVER_FOR)
+}
+
+impl Group {
+    fn fetching_bits(&self) -> u16 {
+        (0..16).filter(|at| self.fetching[*at].is_some()).fold(0, |all, at| all | 1 << at)
+    }
+
+    fn mirror_bits(&self) -> u16 {
+        let mirror = |at: &usize| self.fetching[*at].is_some_and(|fetching| fetching.from == Origin::Mirror);
+        (0..16).filter(mirror).fold(0, |all, at| all | 1 << at)
+    }
+
+    fn fetch(&mut self, key: GroupKey, bits: u16, from: Origin, by: Option<MemberId>, todo: &mut VecDeque<AskDo>) {
+        for (bit, slot) in (0u32..).zip(&mut self.fetching) {
+            if bits & (1 << bit) != 0 {
+                *slot = Some(Fetching { from, by });
+                todo.push_back(AskDo::Fetch { digest: key.digest, piece: key.group * GROUP_PIECES + bit, from });
+            }
+        }
+    }
+
+    fn note_bad(&mut self, contact: SocketAddr, now: Instant) {
+        self.bad.retain(|(bad, _)| *bad != contact);
+        self.bad.push_back((contact, now));
+        while self.bad.len() > BAD_MAX {
+            self.bad.pop_front();
+        }
+    }
+
+    /// To the mirror unasked, after a delay that grows with the fleet.
+    fn plan_fallback(&mut self, members: usize, random: &mut u64, now: Instant) {
+        if self.fallback_at.is_some() {
+            return;
+        }
+        // SplitMix64.
+        *random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        #[allow(clippy::cast_precision_loss, reason = "a random part of a delay")]
+        let part = (z >> 11) as f64 / (1u64 << 53) as f64;
+        #[allow(clippy::cast_precision_loss, reason = "at most MEMBERS_MAX")]
+        let most = FALLBACK_DELAY.mul_f64(members as f64 / 100.0);
+        self.fallback_at = Some(now + most.mul_f64(part));
+    }
+}
+
+const _: () = assert!(RENEW.as_secs() < LEASE.as_secs());

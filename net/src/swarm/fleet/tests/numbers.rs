@@ -1,0 +1,69 @@
+//! What a fleet costs the mirror, and each machine. Run with `--no-capture` to see the figures.
+
+use super::*;
+
+#[allow(clippy::print_stdout, reason = "the figures of the table")]
+fn show(name: &str, sim: &Sim) {
+    let times = sim.times();
+    let up: Vec<u64> = sim.machines.iter().map(|machine| machine.up_bytes).collect();
+    println!(
+        "{name}: plan {:.1} MB, mirror {:.3}x, p50 {:.2} s, max {:.2} s, upload mean {:.1} MB, max {:.1} MB, {:.0} wants a machine",
+        sim.plan_bytes() as f64 / 1e6,
+        sim.copies(),
+        times[times.len() / 2],
+        times[times.len() - 1],
+        up.iter().sum::<u64>() as f64 / up.len() as f64 / 1e6,
+        up.iter().copied().max().unwrap() as f64 / 1e6,
+        sim.wants as f64 / sim.machines.len() as f64,
+    );
+}
+
+fn upload_max(sim: &Sim) -> f64 {
+    sim.machines.iter().map(|machine| machine.up_bytes).max().unwrap() as f64 / sim.plan_bytes() as f64
+}
+
+/// Sixteen machines that upgrade together cost the mirror one copy, and take little longer than the link does.
+#[test]
+fn sixteen_machines_one_copy() {
+    let mut sim = Sim::new(16, plan(1));
+    sim.run(Duration::from_secs(60));
+    show("16 machines, 1 Gbit/s", &sim);
+    assert!(sim.copies() <= 1.05, "{}", sim.copies());
+    assert!(upload_max(&sim) <= 3.0, "{}", upload_max(&sim));
+    assert!(*sim.times().last().unwrap() <= 6.0, "{:?}", sim.times());
+}
+
+/// Twelve small packages by a thousand machines in the same second: one copy, and nobody carries the fleet.
+#[test]
+fn a_thousand_machines_small_packages() {
+    let mut sim = Sim::new(1_000, small_packages());
+    sim.run(Duration::from_secs(60));
+    show("1,000 machines, 12 small packages", &sim);
+    assert!(sim.copies() <= 1.05, "{}", sim.copies());
+    assert!(upload_max(&sim) <= 16.0, "{}", upload_max(&sim));
+    assert!(*sim.times().last().unwrap() <= 3.0);
+}
+
+/// The same with a mirror that takes three seconds to answer: nobody loses patience.
+#[test]
+fn a_thousand_machines_small_packages_slow_mirror() {
+    let mut sim = Sim::new(1_000, small_packages());
+    sim.mirror_latency = Duration::from_secs(3);
+    sim.run(Duration::from_secs(60));
+    show("1,000 machines, 12 small packages, mirror answers after 3 s", &sim);
+    assert!(sim.copies() <= 1.05, "{}", sim.copies());
+    assert!(upload_max(&sim) <= 16.0, "{}", upload_max(&sim));
+}
+
+/// Every view lacks one member in a hundred, each another: the mirror hardly notices.
+#[test]
+fn differing_views_cost_little() {
+    let mut sim = Sim::new(200, small_packages());
+    for at in 0..200usize {
+        sim.machines[at].view = view_of((0..200).filter(|other| *other == at || (other * 31 + at * 17) % 100 != 0));
+    }
+    sim.run(Duration::from_secs(60));
+    show("200 machines whose views differ", &sim);
+    assert!(sim.copies() <= 1.05, "{}", sim.copies());
+    assert!(sim.mirror_fetches.iter().all(|fetches| *fetches <= 3), "{:?}", sim.mirror_fetches);
+}
