@@ -358,6 +358,11 @@ impl Fetcher {
         self.inner.table.lock().failures.remove(digest);
     }
 
+    /// Removes what interrupted downloads left, for a disk that is full; returns how many. Blocks for the disk.
+    pub fn give_up_idle(&self) -> Result<usize, StoreError> {
+        self.inner.incoming.discard_older(i64::MAX)
+    }
+
     /// Bytes delivered since the start, by kind of source.
     pub fn counters(&self) -> SourceBytes {
         let bytes = &self.inner.bytes;

@@ -383,18 +383,26 @@ impl Tree {
         Ok(fs.f_bavail.saturating_mul(fs.f_bsize.unsigned_abs()))
     }
 
-    /// Gives up objects for what apt and dpkg need now; whether any bytes came free on the covered file system.
+    /// Gives up objects, then downloads that nobody waits for, for what apt and dpkg need now; whether any bytes came free on
+    /// the covered file system.
     pub(crate) fn make_room(&self, bytes: u64) -> bool {
-        if !self.objects_beside || self.parts.objects.bytes() == 0 {
+        if !self.objects_beside {
             return false;
         }
-        match self.parts.objects.make_room(bytes) {
-            Ok(evicted) => {
-                tracing::info!(role = %self.role, files = evicted.files, bytes = evicted.bytes, "objects made room on a disk that is full");
-                evicted.bytes > 0
+        let made = self.parts.objects.make_room(bytes).and_then(|evicted| {
+            let downloads = if evicted.bytes < bytes { self.parts.fetcher.give_up_idle()? } else { 0 };
+            Ok((evicted, downloads))
+        });
+        match made {
+            Ok((evicted, downloads)) => {
+                let (objects, bytes) = (evicted.files, evicted.bytes);
+                if objects > 0 || downloads > 0 {
+                    tracing::info!(role = %self.role, objects, bytes, downloads, "made room on a disk that is full");
+                }
+                objects > 0 || downloads > 0
             }
             Err(err) => {
-                tracing::warn!(role = %self.role, "objects could not make room: {err}");
+                tracing::warn!(role = %self.role, "no room could be made: {err}");
                 false
             }
         }
@@ -412,7 +420,7 @@ impl Tree {
     /// Keeps objects from filling the file system: they leave a part of it free, which apt and dpkg may need any moment.
     pub(crate) fn leave_room(self: &Arc<Self>) {
         let short = self.short_bytes();
-        if short == 0 || self.making_room.swap(true, Ordering::Relaxed) {
+        if short == 0 || self.parts.objects.bytes() == 0 || self.making_room.swap(true, Ordering::Relaxed) {
             return;
         }
         let tree = Arc::clone(self);

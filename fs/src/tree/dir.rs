@@ -78,8 +78,8 @@ impl Tree {
             }
             Err(err) => {
                 // Half made is not made. It is ours: the name was not there a moment ago.
-                let flags = if file.is_some() { AtFlags::empty() } else { AtFlags::REMOVEDIR };
-                let _ = rustix::fs::unlinkat(dir_backing.fd(), name, flags);
+                let _ = rustix::fs::unlinkat(dir_backing.fd(), name, AtFlags::empty())
+                    .or_else(|_| rustix::fs::unlinkat(dir_backing.fd(), name, AtFlags::REMOVEDIR));
                 Err(err.into())
             }
         }
