@@ -80,7 +80,8 @@ pub async fn run(
             }
             Some((from, datagram)) = heard.recv() => discovery.heard(Instant::now(), from, &datagram).into_iter().collect(),
             Some(answer) = asking.join_next() => {
-                let (origin, answer) = answer.expect("a resolver task neither panics nor is cancelled");
+                // Cancelled with the whole runtime.
+                let Ok((origin, answer)) = answer else { return };
                 match &answer {
                     Ok(found) => tracing::debug!(%origin, found = found.len(), "asked for nodes"),
                     // Not an error of this machine's: it goes on with the other origins, and asks again.
