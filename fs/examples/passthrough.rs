@@ -25,6 +25,10 @@ const QUOTA_BYTES: u64 = 1 << 30;
 struct NoNames;
 
 impl Names for NoNames {
+    fn packages(&self) -> Result<Vec<String>, FsError> {
+        Ok(Vec::new())
+    }
+
     fn archive(&self, _name: &[u8]) -> Result<Option<Entry>, FsError> {
         Ok(None)
     }

@@ -62,6 +62,8 @@ pub(crate) struct GhostState {
     pub(crate) placing: Option<tokio::task::AbortHandle>,
     /// Open handles.
     pub(crate) opens: u32,
+    /// It was opened at least once.
+    pub(crate) opened: bool,
     /// Its name was removed, or it was withdrawn: nothing is put in place any more.
     pub(crate) gone: bool,
 }

@@ -14,9 +14,7 @@ pub trait Names: Send + Sync + 'static {
     fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError>;
 
     /// The names of all packages, for a browsing mount.
-    fn packages(&self) -> Result<Vec<String>, FsError> {
-        Ok(Vec::new())
-    }
+    fn packages(&self) -> Result<Vec<String>, FsError>;
 
     /// Reads again what changed in the lists directory. Blocks for the disk. Names that never change need none.
     fn refresh(&self, lists: BorrowedFd<'_>, vanished: Vanished) -> Result<(), FsError> {

@@ -17,6 +17,10 @@ const PIECE: usize = PIECE_BYTES as usize;
 struct One(Option<Entry>);
 
 impl Names for One {
+    fn packages(&self) -> Result<Vec<String>, FsError> {
+        Ok(Vec::new())
+    }
+
     fn archive(&self, _name: &[u8]) -> Result<Option<Entry>, FsError> {
         Ok(None)
     }

@@ -98,7 +98,11 @@ impl Tree {
                 }
             }
         }
-        if self.parts.fetcher.undeliverable(&listed.digest) {
+        // What apt's method has looked at must not vanish before it is opened: that would end apt's run. It reads as empty
+        // instead, and apt removes it.
+        let shown_before = place == Place::Partial
+            && self.table.ghost(dir.id, name).is_some_and(|node| node.ghost.as_ref().is_some_and(|ghost| !ghost.state.lock().opened));
+        if !shown_before && self.parts.fetcher.undeliverable(&listed.digest) {
             return Ok(Shown::Nothing);
         }
         let bytes = listed.size;
@@ -108,7 +112,7 @@ impl Tree {
             started || self.run.lock().is_planned(dir.id, name)
         });
         let planned = self.run.lock().plan_bytes();
-        if !promised && !self.fits(planned.saturating_add(bytes))? {
+        if !promised && !shown_before && !self.fits(planned.saturating_add(bytes))? {
             tracing::warn!(name = %name.display(), bytes, "no space for it: apt is left to say so");
             return Ok(Shown::Nothing);
         }
@@ -415,6 +419,7 @@ impl Tree {
                 state.failed = None;
             }
             state.opens += 1;
+            state.opened = true;
             state.opens > 1 && state.failed.is_none()
         };
         if let Err(err) = self.start(node) {

@@ -26,6 +26,10 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 struct One(Entry);
 
 impl Names for One {
+    fn packages(&self) -> Result<Vec<String>, FsError> {
+        Ok(Vec::new())
+    }
+
     fn archive(&self, _name: &[u8]) -> Result<Option<Entry>, FsError> {
         Ok(None)
     }
