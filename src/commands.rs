@@ -7,6 +7,7 @@ use crate::show;
 use crate::supervise::{self, Report, Served};
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -143,9 +144,21 @@ fn open_log(path: &Path) -> Result<File> {
     OpenOptions::new().create(true).append(true).open(path).with_context(failed)
 }
 
+/// How long `down` waits for the end of a process that has unmounted everything already.
+const END_WAIT: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+
 fn down(config: &Config) -> Result<ExitCode> {
+    let status = Call::status(&config.control.socket)?;
+    let pid = i32::try_from(status.pid).ok().and_then(rustix::process::Pid::from_raw).context("the daemon says no process id")?;
+    // Opened before it ends: from then on the number may be another's.
+    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).context("find the daemon's process")?;
     let mut call = Call::start(&config.control.socket, &Request::Down)?;
     while call.next()?.is_some() {}
+    // The next `up` finds neither its socket nor its database in use.
+    let mut ends = [PollFd::new(&process, PollFlags::IN)];
+    if poll(&mut ends, Some(&END_WAIT)).context("wait for the daemon's end")? == 0 {
+        bail!("everything is unmounted, but process {} does not end: see its log", status.pid);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -194,8 +194,12 @@ impl Call {
 
     /// The next reply; `None` at the end of a request that succeeded.
     pub fn next(&mut self) -> Result<Option<Reply>> {
-        let Some(line) = self.replies.next() else { bail!("the daemon ended before it answered: see its log") };
-        match serde_json::from_str(&line.context("read the daemon's answer")?).context("understand the daemon's answer")? {
+        let line = match self.replies.next() {
+            Some(Err(err)) if err.kind() != std::io::ErrorKind::ConnectionReset => return Err(err).context("read the daemon's answer"),
+            None | Some(Err(_)) => bail!("the daemon ended before it answered: see its log"),
+            Some(Ok(line)) => line,
+        };
+        match serde_json::from_str(&line).context("understand the daemon's answer")? {
             Reply::Done => Ok(None),
             Reply::Failed { message } => bail!(message),
             reply => Ok(Some(reply)),
