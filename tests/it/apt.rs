@@ -97,6 +97,11 @@ fn download(apt: Apt) {
     }
     let bytes: u64 = stage.packages.iter().map(|published| published.bytes.len() as u64).sum();
     assert_eq!((status.bytes.mirror, status.bytes.peer, status.bytes.delta), (bytes, 0, 0), "each byte comes once");
+    let archives = status.archives();
+    assert_eq!(archives.path, stage.machine.archives());
+    assert!(archives.bytes >= bytes && archives.files >= 3, "{status:#?}");
+    let sorted = archives.announced + archives.available + archives.local_only + archives.withheld;
+    assert_eq!(sorted, archives.files, "each file is one of the four: {status:#?}");
     for published in &stage.packages {
         let metadata = fs::metadata(stage.archive(published)).unwrap();
         assert_eq!((metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o7777), (0, 0, 0o644), "{}", published.archive_name());

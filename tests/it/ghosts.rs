@@ -90,7 +90,8 @@ fn extended_attributes_tell_the_origin() {
 
 /// One fault of the mirror towards poolfs, by name.
 fn faults() -> Vec<(&'static str, Fault)> {
-    let closed = Gate::new();
+    let (closed, nearly_closed) = (Gate::new(), Gate::new());
+    nearly_closed.let_through(100);
     vec![
         ("gone", Fault::Status(404)),
         ("broken", Fault::Status(500)),
@@ -105,7 +106,7 @@ fn faults() -> Vec<(&'static str, Fault)> {
         ("redirected", Fault::RedirectLoop),
         ("whole", Fault::IgnoreRange),
         ("stalled", Fault::StallBody(closed.clone())),
-        ("dripping", Fault::Drip(closed)),
+        ("dripping", Fault::Drip(nearly_closed)),
     ]
 }
 
@@ -229,6 +230,10 @@ fn browse_lists_everything() {
     let directory = stage.machine.root().join("browse");
     fs::create_dir(&directory).unwrap();
     run(stage.machine.poolfs_command(&["mount", "archives"]).arg(&directory).args(["-o", "ro,browse"])).ok();
+    let mounted = crate::harness::mounts::at(&directory);
+    assert!(mounted.len() == 1 && mounted[0].options.split(',').any(|option| option == "ro"), "{mounted:?}");
+    // The lists are read in the background; a lookup of a package waits for that.
+    assert!(!directory.join("no-such-package_0_all.deb").exists());
     let names = listed(&directory);
     assert!(names.contains(&"one_1.0_all.deb".to_owned()) && names.contains(&"two_1.0_all.deb".to_owned()), "{names:?}");
     assert_holds(&directory.join("one_1.0_all.deb"), &stage.packages[0].bytes);

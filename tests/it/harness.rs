@@ -1,5 +1,4 @@
 //! What every end-to-end test stands on.
-#![allow(dead_code, reason = "parts that the tests of the mounts use")]
 
 pub(crate) mod mirror;
 pub(crate) mod mounts;

@@ -63,6 +63,7 @@ fn a_flip_at_every_block_is_mended() {
     assert_eq!(found, (places.len() as u64, places.len() as u64), "{status:#?}");
     assert_eq!(status.archives().damaged, 0);
     // A piece is what is asked for, not the whole file.
+    assert!(stage.mirror.log().iter().all(|request| request.range.is_some()), "{:#?}", stage.mirror.log());
     let fetched: u64 = stage.mirror.log().iter().filter(|request| request.path.ends_with(".deb")).map(|request| request.body_bytes).sum();
     assert!(fetched <= places.len() as u64 * PIECE_BYTES, "{fetched} bytes for {} blocks", places.len());
     report("repair::archives", &format!("{} flips, each found and mended, {fetched} bytes fetched for them", places.len()));

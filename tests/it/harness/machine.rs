@@ -397,10 +397,14 @@ impl Machine {
     #[track_caller]
     pub(crate) fn update(&self) -> Finished {
         let finished = self.apt_get(&["update"]).ok();
-        // A lookup waits until the catalog has taken in what apt has just committed.
-        assert!(!self.archives().join("no-such-package_0_all.deb").exists());
+        self.await_catalog();
         assert!(!finished.err.contains("\nW: ") && !finished.err.contains("\nE: "), "warnings: {finished}");
         finished
+    }
+
+    /// Waits until the catalog has taken in what lies in the lists: a lookup of a package does.
+    pub(crate) fn await_catalog(&self) {
+        assert!(!self.archives().join("no-such-package_0_all.deb").exists());
     }
 
     /// A path as programs of this machine see it.

@@ -104,7 +104,6 @@ pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) client: Client,
     pub(crate) range: Option<String>,
-    pub(crate) headers: HashMap<String, String>,
     /// Zero until the status line is written.
     pub(crate) status: u16,
     pub(crate) body_bytes: u64,
@@ -219,7 +218,7 @@ impl Mirror {
 
     /// How many requests `client` made for packages.
     pub(crate) fn debs_asked_by(&self, client: Client) -> usize {
-        self.log().iter().filter(|request| request.client == client && request.path.ends_with(".deb")).count()
+        self.log().iter().filter(|request| request.method == "GET" && request.client == client && request.path.ends_with(".deb")).count()
     }
 
     pub(crate) fn forget_log(&self) {
@@ -284,8 +283,7 @@ impl Shared {
             let client = if agent.starts_with("Debian APT") { Client::Apt } else { Client::Poolfs };
             let path = percent_decoded(target.split('?').next().unwrap_or_default());
             let range = headers.get("range").cloned();
-            let entry =
-                Request { method: method.clone(), path: path.clone(), client, range, headers: headers.clone(), status: 0, body_bytes: 0 };
+            let entry = Request { method: method.clone(), path: path.clone(), client, range, status: 0, body_bytes: 0 };
             let (index, fault) = {
                 let mut state = self.state.lock();
                 state.log.push(entry);

@@ -23,7 +23,6 @@ pub(crate) fn enter_namespace() {
 pub(crate) struct Mount {
     pub(crate) at: PathBuf,
     pub(crate) kind: String,
-    pub(crate) source: String,
     pub(crate) options: String,
 }
 
@@ -96,7 +95,7 @@ fn parse(text: &str) -> Vec<Mount> {
         let at = PathBuf::from(OsString::from_vec(unescape(left.split(' ').nth(4)?)));
         let options = left.split(' ').nth(5)?.to_owned();
         let mut right = right.split(' ');
-        Some(Mount { at, options, kind: right.next()?.to_owned(), source: right.next()?.to_owned() })
+        Some(Mount { at, options, kind: right.next()?.to_owned() })
     };
     text.lines().filter_map(parse_line).collect()
 }

@@ -101,10 +101,6 @@ impl Running {
         (contents(&self.out), contents(&self.err))
     }
 
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-
     /// Sends `signal` to the program alone.
     pub(crate) fn signal(&self, signal: Signal) {
         // It may have ended by itself in the meantime, which is for `wait` to say.
@@ -124,15 +120,6 @@ impl Running {
         let finished = Finished { status, out, err, what: self.what.clone() };
         assert!(ended, "still running after {LIMIT:?}: {finished}");
         finished
-    }
-
-    /// Ends it and everything in its process group with SIGKILL, and collects it.
-    pub(crate) fn kill_group(mut self) -> Finished {
-        let _ = rustix::process::kill_process_group(self.pid(), Signal::KILL);
-        let status = self.child.wait().unwrap();
-        self.waited = true;
-        let (out, err) = self.said();
-        Finished { status, out, err, what: self.what.clone() }
     }
 }
 

@@ -186,11 +186,6 @@ impl Repo {
         fs::write(suite.join("Release"), release).unwrap();
         run(self.gpg().arg("--clearsign").arg("-o").arg(suite.join("InRelease")).arg(suite.join("Release"))).ok();
     }
-
-    /// Where a package's bytes are in the pool, to be changed by tests of a mirror gone bad.
-    pub(crate) fn pool_path(&self, published: &Published) -> PathBuf {
-        self.root.join(&published.filename)
-    }
 }
 
 impl Drop for Repo {
