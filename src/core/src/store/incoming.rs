@@ -266,7 +266,7 @@ impl Partial {
 
     /// Moves the file to its name; call it once [`Partial::sums`] gave the right digest. On an error it is still here.
     ///
-    /// The order is the one of [`super::place`]; the caller records the file after this returns.
+    /// The order is the one of [`place()`](super::place()); the caller records the file after this returns.
     pub fn place(&self, to_dir: BorrowedFd<'_>, to_name: &OsStr, replace: Replace) -> Result<Stamp, StoreError> {
         let name = OsString::from(self.digest.to_string());
         let failed = |err| StoreError::io("place the download as", place::shown(to_name))(err);
