@@ -382,7 +382,7 @@ impl Schedule {
         self.pump(turn);
     }
 
-    /// When after `now` [`Self::tick`] is to be called at the latest; `None`: nothing depends on time.
+    /// When [`Self::tick`] is to be called at the latest, a time that is past: now; `None`: nothing depends on time.
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
         let overdue = self.overdue_after();
         let of_flight = |flight: &Flight| {
@@ -393,7 +393,9 @@ impl Schedule {
         let flights = self.flights.iter().map(of_flight);
         let waiting = self.known.iter().filter_map(|known| known.wait_until);
         let haves = self.known.iter().filter(|known| known.partial).filter_map(|known| known.have_asked.map(|at| at + HAVE_AGAIN));
-        flights.chain(waiting).chain(haves).chain(self.mirror_from).chain(self.partial_until(now)).filter(|at| *at > now).min()
+        // What is past among these every event has acted on already; an overdue request only `tick` acts on.
+        let others = waiting.chain(haves).chain(self.mirror_from).chain(self.partial_until(now)).filter(|at| *at > now);
+        flights.chain(others).min()
     }
 
     /// What to do next, oldest first; call it until it gives nothing.

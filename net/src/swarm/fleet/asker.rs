@@ -240,6 +240,8 @@ impl Asker {
                 let bits = free_pieces(group, *bits);
                 group.fetch(key, bits, Origin::Member(member.id), Some(from), &mut self.todo);
                 hinted |= bits != 0;
+            } else {
+                group.note_bad(*contact, now);
             }
         }
         if reply.free {
@@ -352,15 +354,17 @@ impl Asker {
         }
     }
 
-    /// When [`Self::tick`] is to be called at the latest.
-    pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
+    /// When [`Self::tick`] is to be called at the latest; a time that is past: now.
+    pub fn next_timeout(&self) -> Option<Instant> {
         let of = |group: &Group| {
             let query = group.query.as_ref().map(|query| query.sent + SILENT);
-            let silent = group.silent_since.map(|since| since + ALL_SILENT);
-            let stuck = Some(group.progress + STUCK);
-            [query.or(group.ask_at), silent, stuck, group.fallback_at].into_iter().flatten().filter(|at| *at > now).min()
+            let planned = group.fallback_at.or_else(|| {
+                let stuck = group.progress + STUCK;
+                Some(group.silent_since.map_or(stuck, |since| stuck.min(since + ALL_SILENT)))
+            });
+            [query.or(group.ask_at), planned].into_iter().flatten().min()
         };
-        self.active.values().filter_map(of).chain(self.in_vain.values().map(|at| *at + HINTS_COST_MAX)).filter(|at| *at > now).min()
+        self.active.values().filter_map(of).chain(self.in_vain.values().map(|at| *at + HINTS_COST_MAX)).min()
     }
 
     /// Whether a member has just failed to answer this machine.

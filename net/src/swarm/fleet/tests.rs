@@ -330,7 +330,7 @@ impl Sim {
                 }
             }
         }
-        self.machines[at].next = self.machines[at].asker.next_timeout(self.now);
+        self.machines[at].next = self.machines[at].asker.next_timeout();
     }
 
     /// Moves bytes: each link's rate is shared by what runs over it.

@@ -543,3 +543,19 @@ fn the_next_timeout_lies_ahead() {
         assert!(times < 1_000, "it never ends");
     }
 }
+
+/// Something happens between the time at which a request is overdue and the tick: the time is not lost.
+#[test]
+fn an_event_does_not_hide_an_overdue_request() {
+    let now = Instant::now();
+    let mut budget = WasteBudget::new();
+    let mut turn = Turn { now, budget: &mut budget };
+    let sim = sim(10, vec![peer(RATE), peer(RATE)]);
+    let mut schedule = Schedule::new(sim.shape(), sim.rules, now);
+    schedule.add_source(new_source(0, &sim.models[0]), &mut turn);
+    turn.now = now + OVERDUE_MIN + STEP;
+    schedule.add_source(new_source(1, &sim.models[1]), &mut turn);
+    assert_eq!(schedule.next_timeout(turn.now), Some(now + OVERDUE_MIN));
+    schedule.tick(&mut turn);
+    assert!(schedule.next_timeout(turn.now).unwrap() > turn.now);
+}

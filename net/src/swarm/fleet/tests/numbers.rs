@@ -33,6 +33,17 @@ fn sixteen_machines_one_copy() {
     assert!(*sim.times().last().unwrap() <= 6.0, "{:?}", sim.times());
 }
 
+/// A thousand machines with a whole plan, whose links and mirror have 1 Gbit/s.
+#[test]
+fn a_thousand_machines_one_copy() {
+    let mut sim = Sim::new(1_000, plan(1));
+    sim.run(Duration::from_secs(60));
+    show("1,000 machines, 1 Gbit/s", &sim);
+    assert!(sim.copies() <= 1.05, "{}", sim.copies());
+    assert!(upload_max(&sim) <= 3.0, "{}", upload_max(&sim));
+    assert!(*sim.times().last().unwrap() <= 10.0);
+}
+
 /// Twelve small packages by a thousand machines in the same second: one copy, and nobody carries the fleet.
 #[test]
 fn a_thousand_machines_small_packages() {

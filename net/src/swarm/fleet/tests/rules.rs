@@ -265,3 +265,25 @@ fn askers_go_through_groups_in_their_own_order() {
     assert_eq!(order(0).len(), GROUPS_AT_ONCE);
     assert_ne!(order(0), order(1));
 }
+
+/// Something happens between the time at which an answer is overdue and the tick: the time is not lost, and acting on it
+/// moves it on, so that the caller does not spin.
+#[test]
+fn an_event_does_not_hide_what_is_overdue() {
+    let view = view_of(0..4);
+    let mut now = Instant::now();
+    let mut asker = Asker::new(member_id(0), 1);
+    (0..2).for_each(|nth| assert!(asker.want(file(nth, 1_000), |_| false)));
+    asker.tick(&view, now);
+    let due = asker.next_timeout().unwrap();
+    now = due + Duration::from_millis(1);
+    asker.fetched(&view, file(0, 1_000).digest, 0, now);
+    assert_eq!(asker.next_timeout(), Some(due));
+    for _ in 0..1_000 {
+        asker.tick(&view, now);
+        std::iter::from_fn(|| asker.poll()).for_each(drop);
+        let next = asker.next_timeout().unwrap();
+        assert!(next > now);
+        now = next;
+    }
+}
