@@ -74,22 +74,26 @@ fn unattended_upgrades() {
     run(&mut stage.machine.command("apt", &["install", "-y", "large"])).ok();
     stage.repo.withdraw("small");
     stage.repo.withdraw("large");
-    let small = stage.repo.add(Package::new("small", "1.1", 3_000));
+    stage.repo.add(Package::new("small", "1.1", 3_000));
     let large = stage.repo.add(Package::new("large", "3.1", 900_001).depends("small"));
     stage.repo.publish();
     stage.machine.update();
     stage.mirror.forget_log();
     let dry = run(&mut stage.machine.command("unattended-upgrade", &["--dry-run", "-d"])).ok().says("large").says("small");
     assert_eq!(stage.mirror.debs_asked_by(Client::Apt), 0, "{dry}{:#?}", stage.mirror.log());
-    // Now for real; one of the two cannot be delivered, so that it fetches that one itself.
+    // Now for real; one of the two is newer than what the dry run downloaded and cannot be delivered, so apt fetches it itself.
+    stage.repo.withdraw("small");
+    let small = stage.repo.add(Package::new("small", "1.2", 3_000));
+    stage.repo.publish();
+    stage.machine.update();
     stage.mirror.fault(&small.filename, Client::Poolfs, Fault::Status(404));
-    run(&mut stage.machine.command("apt-get", &["clean"])).ok();
     let real = run(&mut stage.machine.command("unattended-upgrade", &["-d"])).ok();
     assert!(!real.err.contains("Traceback"), "{real}");
     let asked: Vec<_> =
         stage.mirror.log().into_iter().filter(|request| request.client == Client::Apt && request.path.ends_with(".deb")).collect();
+    assert_eq!(asked.iter().map(|request| request.path.trim_start_matches('/')).collect::<Vec<_>>(), [&small.filename], "{real}");
     let versions = run(&mut stage.machine.command("dpkg-query", &["-W", "-f", "${Package}=${Version} ", "small", "large"])).ok().out;
-    assert_eq!(versions, "large=3.1 small=1.1 ", "{real}");
+    assert_eq!(versions, "large=3.1 small=1.2 ", "{real}");
     for (name, published) in [("small", &small), ("large", &large)] {
         let want = crate::harness::repo::noise(&format!("{name} {}", published.package.version), published.package.payload_bytes);
         assert_holds(&stage.machine.root().join(format!("usr/share/{name}/payload")), &want);
