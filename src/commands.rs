@@ -123,7 +123,11 @@ fn up(served: Served, foreground: bool) -> Result<ExitCode> {
                 show::status(&Call::status(&config.control.socket)?);
                 return Ok(ExitCode::SUCCESS);
             }
-            Report::Refused { message } => bail!(message),
+            Report::Refused { message } => {
+                // It still has its log open: whoever reads the message may unmount the directory next.
+                child.wait().context("wait for the daemon to end")?;
+                bail!(message)
+            }
             Report::Mounted { .. } | Report::Unmounted { .. } => {}
         }
     }
