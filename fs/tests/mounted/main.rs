@@ -9,3 +9,5 @@ mod files;
 mod ghosts;
 mod lab;
 mod model;
+#[path = "../../src/sys.rs"]
+mod sys;
