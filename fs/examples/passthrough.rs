@@ -52,7 +52,7 @@ impl Source for NoSource {
 struct NoMend;
 
 impl Mend for NoMend {
-    fn mend(&self, _wound: Wound) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
+    fn mend(&self, _wound: Wound) -> Pin<Box<dyn Future<Output = Result<Arc<Vec<u8>>, String>> + Send>> {
         Box::pin(async { Err("this example has no network".to_owned()) })
     }
 }

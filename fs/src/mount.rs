@@ -13,7 +13,7 @@ use crate::adapter;
 use crate::errno::FsError;
 use crate::lock::{self, Held};
 use crate::refresh::Refresher;
-use crate::tree::{Tree, TreeOptions, TreeParts};
+use crate::tree::{self, Tree, TreeOptions, TreeParts};
 use poolfs_core::Role;
 use poolfs_core::catalog::Vanished;
 use poolfs_core::store::{self, Counts, StoreError};
@@ -127,6 +127,8 @@ pub struct MountOptions {
     pub nodev: bool,
     /// Ghosts directly in `archives/` are not shown, not even to those that do not use libapt.
     pub no_lazy_archives: bool,
+    /// How long the kernel may believe names and attributes of what is on disk; `None`: [`crate::tree::TTL`].
+    pub ttl: Option<Duration>,
 }
 
 /// A covered directory, reached beneath whatever is mounted on it.
@@ -346,7 +348,12 @@ impl Mounts {
                 let Ok(swept) = rustix::fs::openat(&dir, below, flags, Mode::empty()) else { continue };
                 poolfs_core::store::sweep(swept.as_fd()).map_err(step("sweep", &spec.path))?;
             }
-            let options = TreeOptions { verify, browse: spec.options.browse, lazy_archives: !spec.options.no_lazy_archives };
+            let options = TreeOptions {
+                verify,
+                browse: spec.options.browse,
+                lazy_archives: !spec.options.no_lazy_archives,
+                ttl: spec.options.ttl.unwrap_or(tree::TTL),
+            };
             let root = dir.try_clone().map_err(step("open", &spec.path))?;
             let tree = Tree::new(spec.role, root, options, parts.clone(), refresher.clone())?;
             let ended = mounts.ended.clone();

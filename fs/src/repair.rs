@@ -138,7 +138,8 @@ impl Repairer {
         Self { inner: Arc::new(Inner { names, source, runtime, limits, turns, asked: Mutex::default() }) }
     }
 
-    /// Gets piece `index` of the file with these sums again and writes it into `file`, which is open for writing.
+    /// Gets piece `index` of the file with these sums again and writes it into `file`, which is open for writing and which
+    /// nobody else writes to.
     ///
     /// When it returns, the bytes are on the disk and the modification time is the old one.
     pub async fn repair(&self, file: File, sums: &Sums, index: u32) -> Result<(), RepairError> {
@@ -180,9 +181,9 @@ impl Repairer {
 }
 
 impl Mend for Repairer {
-    fn mend(&self, wound: Wound) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
+    fn mend(&self, wound: Wound) -> Pin<Box<dyn Future<Output = Result<Arc<Vec<u8>>, String>> + Send>> {
         let this = self.clone();
-        Box::pin(async move { this.repair(wound.file, &wound.sums, wound.piece).await.map_err(|err| err.to_string()) })
+        Box::pin(async move { this.piece(&wound.sums, wound.piece).await.map_err(|err| err.to_string()) })
     }
 }
 
@@ -234,7 +235,7 @@ impl Inner {
 }
 
 /// Writes and flushes, and puts the modification time back: the bytes are the ones that it belongs to.
-fn write_in_place(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+pub(crate) fn write_in_place(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     let before = fstat(file)?;
     file.write_all_at(bytes, offset)?;
     let last_modification = Timespec { tv_sec: before.st_mtime, tv_nsec: i64::try_from(before.st_mtime_nsec).unwrap_or(0) };

@@ -1,7 +1,6 @@
 //! What a tree asks of the side that can fetch bytes again.
 
 use poolfs_core::{Role, Sums};
-use std::fs::File;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,16 +12,15 @@ pub struct Wound {
     pub role: Role,
     /// The file below the mount.
     pub path: Vec<u8>,
-    /// The backing file, open for reading and writing: right bytes are written into it.
-    pub file: File,
     /// What its bytes should be.
     pub sums: Arc<Sums>,
     /// The piece ([`poolfs_core::piece::PIECE_BYTES`]) that is wrong.
     pub piece: u32,
 }
 
-/// Who gets a damaged piece again, checks it against the sums and writes it in place.
+/// Who gets a damaged piece again and checks it against the sums. The tree writes it in place: only it knows whether
+/// somebody has written to the file meanwhile.
 pub trait Mend: Send + Sync + 'static {
-    /// Repairs one piece. The error says, for people, why nobody could.
-    fn mend(&self, wound: Wound) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+    /// The right bytes of one piece. The error says, for people, why nobody has them.
+    fn mend(&self, wound: Wound) -> Pin<Box<dyn Future<Output = Result<Arc<Vec<u8>>, String>> + Send>>;
 }

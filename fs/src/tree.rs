@@ -123,11 +123,13 @@ pub struct TreeOptions {
     pub browse: bool,
     /// Ghosts directly in `archives/`, for callers that do not use libapt.
     pub lazy_archives: bool,
+    /// How long the kernel may believe names and attributes of what is on disk.
+    pub ttl: Duration,
 }
 
 impl Default for TreeOptions {
     fn default() -> Self {
-        Self { verify: true, browse: false, lazy_archives: true }
+        Self { verify: true, browse: false, lazy_archives: true, ttl: TTL }
     }
 }
 
@@ -307,7 +309,7 @@ impl Tree {
     }
 
     pub(crate) fn entry(&self, node: &Node, stat: &Stat) -> Entry {
-        Entry { attr: Attr::of(node.id, stat), ttl: TTL }
+        Entry { attr: Attr::of(node.id, stat), ttl: self.options.ttl }
     }
 
     /// Takes back `count` lookups of a node.
@@ -323,7 +325,7 @@ impl Tree {
     fn attr_of(&self, node: &Node) -> Result<(Attr, Duration), FsError> {
         match (node.backing(), &node.ghost) {
             (None, Some(ghost)) => Ok((ghost.attr(node.id), Duration::ZERO)),
-            _ => Ok((Attr::of(node.id, &node.real()?.stat()?), TTL)),
+            _ => Ok((Attr::of(node.id, &node.real()?.stat()?), self.options.ttl)),
         }
     }
 
@@ -354,7 +356,7 @@ impl Tree {
             self.keeping_stamp(&node, || Ok(backing.set_times(&times)?))?;
         }
         let stat = backing.stat()?;
-        Ok((Attr::of(node.id, &stat), TTL))
+        Ok((Attr::of(node.id, &stat), self.options.ttl))
     }
 
     /// The target of a symbolic link.

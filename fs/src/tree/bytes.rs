@@ -8,6 +8,7 @@ use crate::errno::FsError;
 use crate::fetch::{Fetched, Job};
 use crate::handle::Handle;
 use crate::inode::{Link, Node};
+use crate::repair::write_in_place;
 use crate::source::Purpose;
 use crate::supply::Wound;
 use parking_lot::RwLockReadGuard;
@@ -644,19 +645,26 @@ impl Tree {
         let before = backing.stat()?;
         // The whole piece may have been mended by whoever had the gate before.
         let checked = Arc::clone(&sums);
-        let file = backing.open(OFlags::RDWR)?;
-        let probe = file.try_clone()?;
+        let probe = backing.open(OFlags::RDONLY)?;
         let right =
             self.blocking(move |tree| Ok(tree.read_checked(&probe, &checked, block * u64::from(BLOCK_BYTES), BLOCK_BYTES).is_ok())).await?;
         if right {
             return Ok(());
         }
         let piece = u32::try_from(block * u64::from(BLOCK_BYTES) / u64::from(PIECE_BYTES)).unwrap_or(u32::MAX);
-        let wound = Wound { role: self.role, path: path.clone(), file, sums: Arc::clone(&sums), piece };
-        let mended = self.parts.mend.mend(wound).await;
+        let wound = Wound { role: self.role, path: path.clone(), sums: Arc::clone(&sums), piece };
+        let mended = match self.parts.mend.mend(wound).await {
+            Ok(bytes) => {
+                let (node, offset) = (Arc::clone(node), piece::span(piece.into(), sums.size, PIECE_BYTES).start);
+                self.blocking(move |tree| Ok(tree.write_back(&node, version, &bytes, offset))).await?
+            }
+            Err(why) => Err(why),
+        };
         let path = String::from_utf8_lossy(&path).into_owned();
         match mended {
-            Ok(()) => {
+            // Its new bytes are nobody's to repair; the read that asked looks again.
+            Ok(false) => Ok(()),
+            Ok(true) => {
                 self.bump(&self.counters.blocks_mended);
                 tracing::warn!(role = %self.role, path, block, "a block was damaged on disk and has been fetched again");
                 // Its bytes are those of the record again, so its time is too.
@@ -676,6 +684,17 @@ impl Tree {
                 Err(FsError::Damaged { path, block, why })
             }
         }
+    }
+
+    /// Writes right bytes into a damaged file, unless somebody has changed it since `version`; returns whether it did.
+    fn write_back(&self, node: &Node, version: u64, bytes: &[u8], offset: u64) -> Result<bool, String> {
+        // Writing and truncating hold this too.
+        let _order = node.content.order.lock();
+        if node.content.state.lock().version != version {
+            return Ok(false);
+        }
+        let file = node.real().and_then(|backing| Ok(backing.open(OFlags::RDWR)?)).map_err(|err| err.to_string())?;
+        write_in_place(&file, bytes, offset).map(|()| true).map_err(|err| format!("write it back: {err}"))
     }
 
     /// The record after a repair: clean, with the stamp that the file has now.
