@@ -3,6 +3,7 @@
 use crate::cli::{Cli, Command, Common};
 use crate::config::Config;
 use crate::control::{Call, Reply, Request, Verified};
+use crate::pid_file;
 use crate::show;
 use crate::supervise::{self, Report, Served};
 use anyhow::{Context, Result, bail};
@@ -10,6 +11,7 @@ use poolfs_core::Role;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -95,7 +97,7 @@ fn up(served: Served, foreground: bool) -> Result<ExitCode> {
     if foreground {
         start_logging(&config)?;
         // Only a parent of ours reads reports; a person has the log.
-        return supervise::run(&served, std::env::var_os(TELL).is_some());
+        return supervise::run(&served, &config.control.socket, std::env::var_os(TELL).is_some());
     }
     let log_path = config.store.state_dir.join("poolfs.log");
     let log = open_log(&log_path)?;
@@ -152,18 +154,46 @@ fn open_log(path: &Path) -> Result<File> {
 const END_WAIT: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
 fn down(config: &Config) -> Result<ExitCode> {
-    let status = Call::status(&config.control.socket)?;
-    let pid = i32::try_from(status.pid).ok().and_then(rustix::process::Pid::from_raw).context("the daemon says no process id")?;
+    let status = match Call::status(&config.control.socket) {
+        Ok(status) => status,
+        Err(err) => return stop_supervisor(&config.control.socket, err),
+    };
+    let pid = i32::try_from(status.pid).context("the daemon says no process id")?;
     // Opened before it ends: from then on the number may be another's.
-    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).context("find the daemon's process")?;
+    let process = open_process(pid)?;
     let mut call = Call::start(&config.control.socket, &Request::Down)?;
     while call.next()?.is_some() {}
     // The next `up` finds neither its socket nor its database in use.
-    let mut ends = [PollFd::new(&process, PollFlags::IN)];
-    if poll(&mut ends, Some(&END_WAIT)).context("wait for the daemon's end")? == 0 {
+    if !ends(&process)? {
         bail!("everything is unmounted, but process {} does not end: see its log", status.pid);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// No daemon answers (`unanswered`): one that died may be about to be started again.
+fn stop_supervisor(socket: &Path, unanswered: anyhow::Error) -> Result<ExitCode> {
+    let Some(pid) = pid_file::holder(socket) else { return Err(unanswered) };
+    let process = open_process(pid)?;
+    // Still the same process: the lock ends with it.
+    if pid_file::holder(socket) != Some(pid) {
+        return Err(unanswered);
+    }
+    rustix::process::pidfd_send_signal(&process, rustix::process::Signal::TERM).context("end the daemon's supervisor")?;
+    if !ends(&process)? {
+        bail!("process {pid}, which would start the daemon again, does not end: see its log");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open_process(pid: i32) -> Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid).context("the daemon says no process id")?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).context("find the daemon's process")
+}
+
+/// Waits for the end of a process; `false` if it does not come.
+fn ends(process: &OwnedFd) -> Result<bool> {
+    let mut ends = [PollFd::new(process, PollFlags::IN)];
+    Ok(poll(&mut ends, Some(&END_WAIT)).context("wait for the daemon's end")? != 0)
 }
 
 fn watch(config: &Config, json: bool) -> Result<ExitCode> {

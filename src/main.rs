@@ -10,6 +10,7 @@ mod config;
 mod control;
 mod daemon;
 mod dht_cmd;
+mod pid_file;
 mod show;
 mod supervise;
 mod sys;

@@ -6,6 +6,7 @@
 //! one that dies again and again before it ever served.
 
 use crate::cli::Common;
+use crate::pid_file;
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
 use rustix::mount::{UnmountFlags, unmount};
@@ -106,7 +107,16 @@ enum End {
 }
 
 /// Runs until the serving process ends cleanly or cannot start. With `tell`, reports are passed on to standard output.
-pub fn run(served: &Served, tell: bool) -> Result<ExitCode> {
+/// `socket` is the serving process's control socket.
+pub fn run(served: &Served, socket: &Path, tell: bool) -> Result<ExitCode> {
+    let _held = match pid_file::hold(socket) {
+        Ok(held) => held,
+        Err(err) if tell => {
+            Report::Refused { message: format!("{err:#}") }.send();
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(err) => return Err(err),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the supervising runtime")?;
     runtime.block_on(async {
         let mut stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?];

@@ -71,6 +71,27 @@ fn daemon_killed_again_and_again() {
     assert_eq!(stage.machine.status().hashed, 0, "a death is no reason to hash what did not change");
 }
 
+/// In the pause before the next start nobody answers; `poolfs down` must end what would start it again all the same.
+#[test]
+fn down_between_a_death_and_the_next_start() {
+    let stage = Stage::mounted(packages(), &Options::default());
+    stage.download_all().ok();
+    let first = stage.machine.status().pid;
+    let parent = parent_of(first);
+    kill(first);
+    stage.machine.await_mounted_again(first);
+    // From the second death on there is a pause.
+    let second = stage.machine.status().pid;
+    kill(second);
+    crate::harness::machine::await_end(second);
+    stage.machine.poolfs(&["down"]).ok();
+    crate::harness::machine::await_end(parent);
+    assert_eq!(crate::harness::process::with_argument(&stage.machine.config().to_string_lossy()), [], "a process is left");
+    assert!(!mounts::mounts().iter().any(|mount| mount.is_fuse() && mount.at.starts_with(stage.machine.root())), "a mount is left");
+    stage.assert_all_here();
+    stage.machine.poolfs(&["down"]).failed();
+}
+
 /// With the parent gone too, nothing comes back: then plain apt must work on plain directories.
 #[test]
 fn parent_killed() {
