@@ -11,7 +11,7 @@ use poolfs_fs::fetch::{FetchLimits, Fetcher};
 use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, prepare};
 use poolfs_fs::names::Names;
 use poolfs_fs::source::{Delivery, Source, Verdict, Want};
-use poolfs_fs::supply::{Mend, Wound};
+use poolfs_fs::supply::{Mend, Mended, Wound};
 use poolfs_fs::{FsError, TreeParts};
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -52,7 +52,7 @@ impl Source for NoSource {
 struct NoMend;
 
 impl Mend for NoMend {
-    fn mend(&self, _wound: Wound) -> Pin<Box<dyn Future<Output = Result<Arc<Vec<u8>>, String>> + Send>> {
+    fn mend(&self, _wound: Wound) -> Pin<Box<dyn Future<Output = Mended> + Send>> {
         Box::pin(async { Err("this example has no network".to_owned()) })
     }
 }

@@ -7,7 +7,7 @@
 use crate::fetch::read_sealed;
 use crate::names::Names;
 use crate::source::{Delivery, Purpose, Source, SourceError, Verdict, Want};
-use crate::supply::{Mend, Wound};
+use crate::supply::{Mend, Mended, Wound};
 use parking_lot::Mutex;
 use poolfs_core::piece::{self, PIECE_BYTES};
 use poolfs_core::{Digest, Sums};
@@ -181,7 +181,7 @@ impl Repairer {
 }
 
 impl Mend for Repairer {
-    fn mend(&self, wound: Wound) -> Pin<Box<dyn Future<Output = Result<Arc<Vec<u8>>, String>> + Send>> {
+    fn mend(&self, wound: Wound) -> Pin<Box<dyn Future<Output = Mended> + Send>> {
         let this = self.clone();
         Box::pin(async move { this.piece(&wound.sums, wound.piece).await.map_err(|err| err.to_string()) })
     }

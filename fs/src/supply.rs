@@ -18,9 +18,12 @@ pub struct Wound {
     pub piece: u32,
 }
 
+/// The right bytes of one piece; the error says, for people, why nobody has them.
+pub type Mended = Result<Arc<Vec<u8>>, String>;
+
 /// Who gets a damaged piece again and checks it against the sums. The tree writes it in place: only it knows whether
 /// somebody has written to the file meanwhile.
 pub trait Mend: Send + Sync + 'static {
-    /// The right bytes of one piece. The error says, for people, why nobody has them.
-    fn mend(&self, wound: Wound) -> Pin<Box<dyn Future<Output = Result<Arc<Vec<u8>>, String>> + Send>>;
+    /// Gets one piece again.
+    fn mend(&self, wound: Wound) -> Pin<Box<dyn Future<Output = Mended> + Send>>;
 }
