@@ -6,9 +6,11 @@
 pub mod dht;
 pub mod discovery;
 pub mod krpc;
+mod memfd;
 pub mod mirror;
 pub mod netdb;
 pub mod node;
+pub mod peer;
 #[cfg(any(test, feature = "testnet"))]
 pub mod sim;
 pub mod swarm;

@@ -14,17 +14,16 @@
 mod answer;
 mod doubt;
 mod pace;
-mod piece_memory;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod testserver;
 
+use crate::memfd::{PieceMemory, SealedPiece};
 use answer::{Asked, Body};
 use doubt::Doubts;
 use pace::Pace;
 use parking_lot::Mutex;
-use piece_memory::{PieceMemory, SealedPiece};
 use poolfs_core::Digest;
 use poolfs_core::catalog::MirrorUrl;
 use poolfs_core::piece::{self, PIECE_BYTES};

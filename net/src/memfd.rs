@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 /// A piece that is not complete yet.
 #[derive(Debug)]
-pub(super) struct PieceMemory {
+pub(crate) struct PieceMemory {
     index: u32,
     /// Bytes of the file that are still to come.
     rest: Range<u64>,
@@ -17,7 +17,7 @@ pub(super) struct PieceMemory {
 
 /// What a piece is after some more bytes.
 #[derive(Debug)]
-pub(super) enum SealedPiece {
+pub(crate) enum SealedPiece {
     /// Bytes are still to come.
     NotYet(PieceMemory),
     /// Complete: nobody can change it any more, not even who holds a descriptor.
@@ -26,22 +26,22 @@ pub(super) enum SealedPiece {
 
 impl PieceMemory {
     /// Memory for the piece that is the bytes `span` of the file.
-    pub(super) fn new(index: u32, span: &Range<u64>) -> io::Result<Self> {
+    pub(crate) fn new(index: u32, span: &Range<u64>) -> io::Result<Self> {
         let memory = memfd_create("poolfs-piece", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         Ok(Self { index, rest: span.clone(), memory: File::from(memory) })
     }
 
-    pub(super) fn index(&self) -> u32 {
+    pub(crate) fn index(&self) -> u32 {
         self.index
     }
 
     /// The offset in the file of the next byte taken.
-    pub(super) fn next_offset(&self) -> u64 {
+    pub(crate) fn next_offset(&self) -> u64 {
         self.rest.start
     }
 
     /// Takes the next bytes, at most to the piece's end.
-    pub(super) fn take(mut self, bytes: &[u8]) -> io::Result<SealedPiece> {
+    pub(crate) fn take(mut self, bytes: &[u8]) -> io::Result<SealedPiece> {
         self.rest.start += bytes.len() as u64;
         assert!(self.rest.start <= self.rest.end, "bytes were cut at the piece's end");
         self.memory.write_all(bytes)?;
