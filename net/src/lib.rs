@@ -5,6 +5,7 @@
 
 pub mod dht;
 pub mod discovery;
+pub mod fleet;
 pub mod krpc;
 mod memfd;
 pub mod mirror;
