@@ -22,7 +22,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("apt", &["sources", "config"]),
     ("fs", &["lazy_archives", "threads"]),
     ("mirror", &["connect_timeout_s", "first_byte_timeout_s", "stall_timeout_s", "rate_min_bytes_s"]),
-    ("net", &["listen", "bootstrap", "seeds", "discovery", "network"]),
+    ("net", &["listen", "bootstrap", "seeds", "discovery", "network", "announce"]),
     ("log", &["level"]),
 ];
 
@@ -128,10 +128,33 @@ pub struct Net {
     pub bootstrap: Vec<String>,
     /// DNS names that list nodes: `_poolfs._udp` SRV records, else addresses.
     pub seeds: Vec<String>,
-    /// Whether the link's other nodes are looked for by multicast.
-    pub discovery: bool,
+    /// Whether the link's other nodes are looked for by multicast; absent: only on a private network, see [`Net::discovers_on`].
+    pub discovery: Option<bool>,
     /// Whether addresses of the public internet are believed.
     pub network: Network,
+    /// Which files the DHT is told of.
+    pub announce: Announce,
+}
+
+impl Net {
+    /// Whether the link is to be told of this machine. On a public network, a hotel's say, only who wrote so wants that.
+    pub fn discovers_on(&self, network: Network) -> bool {
+        self.discovery.unwrap_or(network == Network::Private)
+    }
+}
+
+/// Which of the files that may be shared are announced; at most 600, the newest and largest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Announce {
+    /// Those over 512 KiB.
+    Large,
+    /// Every one.
+    All,
+    /// As `Large`, and the checked pieces of files that are still arriving.
+    Pieces,
+    /// None.
+    None,
 }
 
 /// What kind of network the peers are on.
@@ -142,6 +165,15 @@ pub enum Network {
     Private,
     /// The internet.
     Public,
+}
+
+impl From<Network> for poolfs_net::dht::Network {
+    fn from(network: Network) -> Self {
+        match network {
+            Network::Private => Self::Private,
+            Network::Public => Self::Public,
+        }
+    }
 }
 
 /// Logging.
@@ -200,8 +232,9 @@ impl Default for Net {
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 9977),
             bootstrap: Vec::new(),
             seeds: Vec::new(),
-            discovery: true,
+            discovery: None,
             network: Network::Private,
+            announce: Announce::Large,
         }
     }
 }
@@ -399,6 +432,19 @@ mod tests {
         assert_eq!(config.net.network, Network::Private);
     }
 
+    /// On a public network nobody on the link is told of this machine unless its owner wrote so.
+    #[test]
+    fn the_link_is_greeted_on_private_networks() {
+        let check = |text: &str, want: bool| {
+            let net = Config::parse(text).expect("nothing is wrong with it").net;
+            assert_eq!(net.discovers_on(net.network), want, "{text}");
+        };
+        check("", true);
+        check("[net]\nnetwork = \"public\"\n", false);
+        check("[net]\nnetwork = \"public\"\ndiscovery = true\n", true);
+        check("[net]\ndiscovery = false\n", false);
+    }
+
     /// What the README shows as the defaults is copied by people: it must parse and be the defaults, and name every key.
     #[test]
     fn the_readme_shows_the_defaults() {
@@ -443,6 +489,7 @@ mod tests {
             seeds = ["seed.example.org"]
             discovery = false
             network = "public"
+            announce = "pieces"
             [log]
             level = "debug"
         "#;

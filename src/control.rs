@@ -7,6 +7,7 @@ pub mod server;
 
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
+use poolfs_net::node::Snapshot;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -79,7 +80,10 @@ pub struct Status {
     pub objects_bytes: u64,
     /// Bytes that it may hold.
     pub objects_quota_bytes: u64,
-    /// What is wrong with apt's lists or configuration, a line each with its remedy.
+    /// The DHT's node; `None` where it does not run.
+    #[serde(default)]
+    pub node: Option<Snapshot>,
+    /// What is wrong with apt's lists or configuration, the network or the database, a line each with its remedy.
     pub problems: Vec<String>,
 }
 

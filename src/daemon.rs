@@ -1,7 +1,7 @@
 //! The serving process: wires the parts together and owns the runtime.
 //!
-//! Order of the start: the control socket (so that two daemons cannot share a database), the directories beneath the
-//! mounts, the database, apt's configuration, the mounts; only then, while everything is served already, the catalog is
+//! Order of the start: the control socket (so that two daemons cannot share a database), the network's node, the
+//! directories beneath the mounts, the database, apt's configuration, the mounts; only then, while everything is served already, the catalog is
 //! brought up to date and files that changed meanwhile are hashed.
 
 use crate::apt_names::AptNames;
@@ -9,6 +9,7 @@ use crate::bridge::NetSource;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
 use crate::control::{self, Download, MountStatus, Reply, Request, SourceBytes, Status, Verified};
+use crate::net_side::{NetNode, NetSide};
 use crate::supervise::Report;
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
@@ -24,6 +25,7 @@ use poolfs_fs::source::Source;
 use poolfs_fs::tree::{Tree, TreeParts};
 use poolfs_fs::{FsError, verify};
 use poolfs_net::mirror::{Mirror, MirrorLimits};
+use poolfs_net::node::Snapshot;
 use rustix::fs::{Mode, OFlags};
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -60,6 +62,8 @@ struct Daemon {
     names: Arc<AptNames>,
     /// What was found wrong behind the start: files that could not be read or recorded, a damaged database.
     background_problems: Mutex<Vec<String>>,
+    /// The network's node; `None` where it could not be started.
+    node: Option<NetNode>,
     stop: watch::Sender<bool>,
 }
 
@@ -80,7 +84,9 @@ async fn serve_here(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let server = Server::bind(&config.control.socket)?;
-    let daemon = start(config)?;
+    let mut net = NetSide::start(&config).await;
+    let daemon = start(config, &net)?;
+    net.announce(Arc::clone(&daemon.store), &daemon.config.net);
     let mut ended = daemon.mounts.lock().ended();
     for stats in daemon.mounts.lock().stats()? {
         Report::Mounted { path: stats.path, device: stats.device }.send();
@@ -111,6 +117,7 @@ async fn serve_here(config: Config) -> Result<()> {
     drop(requests);
     server.drain().await;
     settling.abort();
+    net.stop().await;
     daemon.store.flush().context("keep the last uses")?;
     Ok(())
 }
@@ -135,7 +142,7 @@ async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
 }
 
 /// Brings everything up and mounts.
-fn start(config: Config) -> Result<Arc<Daemon>> {
+fn start(config: Config, net: &NetSide) -> Result<Arc<Daemon>> {
     let started = Instant::now();
     let specs = config.mounts.iter().map(|mount| spec(mount, &config.fs)).collect::<Result<Vec<_>>>()?;
     let prepared = prepare(&specs, &config.store.cache_dir)?;
@@ -182,7 +189,8 @@ fn start(config: Config) -> Result<Arc<Daemon>> {
         repairer,
         mounts: Mutex::new(mounts),
         names,
-        background_problems: Mutex::default(),
+        background_problems: Mutex::new(net.problems().to_vec()),
+        node: net.node().cloned(),
         stop: watch::Sender::new(false),
     };
     Ok(Arc::new(daemon))
@@ -287,7 +295,7 @@ impl Daemon {
         self.mounts.lock().trees().cloned().collect()
     }
 
-    fn status(&self) -> Result<Status> {
+    fn status(&self, node: Option<Snapshot>) -> Result<Status> {
         let stats = self.mounts.lock().stats()?;
         let hashed = stats.iter().map(|mount| mount.files_hashed).sum();
         let mounts = stats.into_iter().map(|mount| MountStatus {
@@ -316,6 +324,7 @@ impl Daemon {
             hashed,
             objects_bytes: self.objects.bytes(),
             objects_quota_bytes: self.config.store.quota,
+            node,
             problems: self.names.problems().into_iter().chain(self.background_problems.lock().iter().cloned()).collect(),
         })
     }
@@ -378,8 +387,13 @@ impl Handler for Daemon {
         Box::pin(async move {
             match request {
                 control::Request::Status => {
+                    let node = match &self.node {
+                        // A node that ended has nothing to tell.
+                        Some(node) => node.dht.status().await.ok(),
+                        None => None,
+                    };
                     let daemon = Arc::clone(&self);
-                    let status = tokio::task::spawn_blocking(move || daemon.status()).await.context("count files")??;
+                    let status = tokio::task::spawn_blocking(move || daemon.status(node)).await.context("count files")??;
                     replies.send(Reply::Status(Box::new(status))).await.context("the client went away")
                 }
                 control::Request::Down => {

@@ -6,10 +6,11 @@
 mod show;
 mod status;
 
-pub use status::DEFAULT_SOCKET;
+pub use status::Server as StatusServer;
 
 use crate::cli::Common;
 use crate::config::{self, Config};
+use crate::net_side::status_socket;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use poolfs_core::Digest;
@@ -72,12 +73,14 @@ enum DhtCommand {
     },
     /// Show how a running node is
     Status {
-        /// The node's status socket
-        #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
-        socket: PathBuf,
+        /// The node's status socket [default: dht.sock beside control.socket]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
         /// As JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        common: Common,
     },
     /// Run a node that mounts nothing and serves no files: one that others join by
     #[command(
@@ -92,9 +95,9 @@ enum DhtCommand {
         /// Where the key and the routing tables are kept [default: net/ below store.state_dir]
         #[arg(long, value_name = "DIR")]
         state_dir: Option<PathBuf>,
-        /// Where `poolfs dht status` asks
-        #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
-        socket: PathBuf,
+        /// Where `poolfs dht status` asks [default: dht.sock beside control.socket]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
         /// Say as JSON where it listens, when it does
         #[arg(long)]
         json: bool,
@@ -125,22 +128,19 @@ impl Join {
         Config::load(self.common.config.as_deref())
     }
 
-    fn network(&self, config: &Config) -> Network {
-        match self.network.unwrap_or(config.net.network) {
-            config::Network::Private => Network::Private,
-            config::Network::Public => Network::Public,
-        }
+    fn network(&self, config: &Config) -> config::Network {
+        self.network.unwrap_or(config.net.network)
     }
 
     /// What was typed takes the place of what is configured.
     fn discovery(self, config: &Config) -> Result<DiscoveryConfig> {
+        let links = (config.net.discovers_on(self.network(config)) && !self.no_discovery).then(Links::default);
         let typed = !self.bootstrap.is_empty() || !self.seed.is_empty();
         let (bootstrap, seeds) = if typed {
             (self.bootstrap, self.seed)
         } else {
             (config.net.bootstrap.iter().map(|text| text.parse()).collect::<Result<_, _>>()?, config.net.seeds.clone())
         };
-        let links = (config.net.discovery && !self.no_discovery).then(Links::default);
         Ok(DiscoveryConfig { bootstrap, seeds, links, name_servers: Vec::new() })
     }
 }
@@ -171,7 +171,8 @@ pub fn run(args: DhtArgs) -> Result<ExitCode> {
         match args.command {
             DhtCommand::Ping { host, json } => ping(host, json).await,
             DhtCommand::Lookup { key, join, timeout, json } => lookup(key.0, join, Duration::from_secs(timeout), json).await,
-            DhtCommand::Status { socket, json } => {
+            DhtCommand::Status { socket, json, common } => {
+                let socket = socket_or_default(socket, &Config::load(common.config.as_deref())?);
                 let snapshot = status::ask(&socket).await?;
                 if json {
                     crate::show::json(&snapshot)?
@@ -180,9 +181,13 @@ pub fn run(args: DhtArgs) -> Result<ExitCode> {
                 }
                 Ok(ExitCode::SUCCESS)
             }
-            DhtCommand::Node { listen, join, state_dir, socket, json } => node(listen, join, state_dir, &socket, json).await,
+            DhtCommand::Node { listen, join, state_dir, socket, json } => node(listen, join, state_dir, socket, json).await,
         }
     })
+}
+
+fn socket_or_default(typed: Option<PathBuf>, config: &Config) -> PathBuf {
+    typed.unwrap_or_else(|| status_socket(&config.control.socket))
 }
 
 /// A node of its own for one question.
@@ -211,7 +216,7 @@ async fn ping(host: HostPort, json: bool) -> Result<ExitCode> {
 
 async fn lookup(key: Id, join: Join, timeout: Duration, json: bool) -> Result<ExitCode> {
     let config = join.config()?;
-    let network = join.network(&config);
+    let network = join.network(&config).into();
     let discovery = join.discovery(&config)?;
     if discovery.bootstrap.is_empty() && discovery.seeds.is_empty() && discovery.links.is_none() {
         bail!("no node to begin with: give --bootstrap HOST:PORT, or set net.bootstrap in the configuration");
@@ -248,7 +253,7 @@ fn found(is: bool) -> ExitCode {
     if is { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NOTHING) }
 }
 
-async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, socket: &std::path::Path, json: bool) -> Result<ExitCode> {
+async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, socket: Option<PathBuf>, json: bool) -> Result<ExitCode> {
     let config = join.config()?;
     crate::commands::start_logging(&config)?;
     let mut stop = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
@@ -256,7 +261,8 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     let listen = if listen.is_empty() { expand_listen(config.net.listen) } else { listen.into_iter().flat_map(expand_listen).collect() };
     let dir = state_dir.unwrap_or_else(|| config.store.state_dir.join("net"));
     let netdb = Arc::new(NetDb::open(&dir)?);
-    let network = join.network(&config);
+    let network = Network::from(join.network(&config));
+    let socket = &socket_or_default(socket, &config);
     let options = NodeOptions { discovery: join.discovery(&config)?, ..NodeOptions::new(listen, network) };
     let dht = Dht::start(options, Some(netdb)).await?;
     let status = status::Server::bind(socket, dht.clone())?;

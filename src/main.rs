@@ -1,6 +1,7 @@
 //! `poolfs`: a FUSE filesystem over apt's caches whose files arrive from peers.
 #![allow(unreachable_pub, reason = "a binary has no public interface: pub marks what its other modules use")]
 
+mod announcer;
 #[allow(dead_code, reason = "used where the daemon wires its parts")]
 mod apt_names;
 mod bridge;
@@ -10,6 +11,7 @@ mod config;
 mod control;
 mod daemon;
 mod dht_cmd;
+mod net_side;
 mod pid_file;
 mod show;
 mod supervise;

@@ -61,6 +61,11 @@ pub fn status(status: &Status) {
     for download in &status.downloads {
         println!("  {}", download_line(download));
     }
+    if let Some(node) = &status.node {
+        let families: Vec<_> = [&node.v4, &node.v6].into_iter().flatten().collect();
+        let (known, poolfs) = families.iter().fold((0, 0), |(known, poolfs), family| (known + family.nodes, poolfs + family.poolfs));
+        println!("network: {known} nodes known, {poolfs} of them poolfs; {} files announced", node.announced_keys);
+    }
     for problem in &status.problems {
         println!("problem: {problem}");
     }

@@ -41,14 +41,32 @@ pub enum NetDbError {
         /// The system's word for it.
         source: io::Error,
     },
-    /// SQLite cannot use the file.
+    /// The file is damaged, or no database.
+    #[error("{path} is corrupt: {what}; move it away: this machine then takes a new key and finds the network anew, and no file is lost")]
+    Corrupt {
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite found.
+        what: String,
+    },
+    /// SQLite cannot use the file for another reason.
     #[error(transparent)]
-    Db(#[from] DbError),
+    Db(DbError),
+}
+
+impl From<DbError> for NetDbError {
+    fn from(err: DbError) -> Self {
+        match err {
+            // The remedy is the same as for the mounts' database, what it costs is not.
+            DbError::Corrupt { path, what } => Self::Corrupt { path, what },
+            err => Self::Db(err),
+        }
+    }
 }
 
 impl From<rusqlite::Error> for NetDbError {
     fn from(err: rusqlite::Error) -> Self {
-        Self::Db(err.into())
+        DbError::from(err).into()
     }
 }
 
@@ -256,6 +274,16 @@ mod tests {
             .collect();
         db.save_nodes(&many).unwrap();
         assert_eq!(db.saved_nodes().unwrap().len(), SAVED_NODES_MAX + 1, "{SAVED_NODES_MAX} of IPv4 and the one of IPv6");
+    }
+
+    /// Who is told to move the mounts' database away, when it is this one, loses an hour of hashing.
+    #[test]
+    fn damage_is_told_with_its_own_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE_NAME), vec![b'x'; 8192]).unwrap();
+        let err = NetDb::open(dir.path()).unwrap_err();
+        assert!(matches!(err, NetDbError::Corrupt { .. }), "{err:?}");
+        assert!(err.to_string().contains("takes a new key"), "{err}");
     }
 
     /// Half an id, or the word that systemd writes into images, must not make two machines look like one.

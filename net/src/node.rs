@@ -189,6 +189,7 @@ pub struct Dht {
     local: [Option<SocketAddr>; 2],
     key: watch::Receiver<SigningKey>,
     standing: watch::Receiver<Standing>,
+    median: watch::Receiver<Option<Duration>>,
     numbers: Arc<AtomicU64>,
 }
 
@@ -200,9 +201,9 @@ impl Dht {
         let (commands, commands_out) = mpsc::channel(COMMANDS_MAX);
         let events = broadcast::Sender::new(EVENTS_MAX);
         let driver = Driver::new(options, sockets, netdb, commands_out, events.clone()).await?;
-        let (key, standing) = (driver.key(), driver.standing());
+        let (key, standing, median) = (driver.key(), driver.standing(), driver.median());
         tokio::spawn(driver.run());
-        Ok(Self { commands, events, local, key, standing, numbers: Arc::default() })
+        Ok(Self { commands, events, local, key, standing, median, numbers: Arc::default() })
     }
 
     /// The address bound in a family.
@@ -256,6 +257,42 @@ impl Dht {
     /// Looks for contacts under a key.
     pub async fn get_peers(&self, key: Id) -> Result<Lookup, NodeError> {
         self.lookup(driver::Ask::Peers(key)).await
+    }
+
+    /// Contacts under a key, one by one as they come, at most [`dht::FOUND_MAX`]; the same one may come again with its `pv`.
+    ///
+    /// Returns at once, needs a runtime around it. The channel closes when the lookup is over, or could not be begun;
+    /// dropping the receiver cancels the lookup.
+    pub fn stream_peers(&self, key: Id) -> mpsc::Receiver<FoundContact> {
+        let (out, contacts) = mpsc::channel(FINDINGS_MAX);
+        let dht = self.clone();
+        tokio::spawn(async move {
+            let mut lookup = match dht.get_peers(key).await {
+                Ok(lookup) => lookup,
+                Err(err) => return tracing::debug!(%err, "no lookup"),
+            };
+            let forward = async {
+                while let Some(finding) = lookup.next().await {
+                    let Finding::Contacts(found) = finding else { continue };
+                    for contact in found {
+                        if out.send(contact).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            };
+            // Without the second branch a lookup that finds nothing would run on after its asker went away.
+            tokio::select! {
+                () = forward => {}
+                () = out.closed() => {}
+            }
+        });
+        contacts
+    }
+
+    /// Median time of this node's last lookups to their first contact, or to their end without one; `None` before the first.
+    pub fn median_lookup(&self) -> Option<Duration> {
+        *self.median.borrow()
     }
 
     /// Looks for the nodes closest to an id.

@@ -12,9 +12,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Where the socket is if nobody says otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/poolfs/dht.sock";
-
 /// A snapshot is far shorter, in bytes.
 const SNAPSHOT_BYTES_MAX: u64 = 64 * 1024;
 
@@ -75,7 +72,7 @@ pub async fn ask(path: &Path) -> Result<Snapshot> {
     let stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
         Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-            bail!("no node answers on {}: start one with `poolfs dht node`, or give its --socket PATH", path.display())
+            bail!("no node answers on {}: start one with `poolfs up` or `poolfs dht node`, or give its --socket PATH", path.display())
         }
         Err(err) => return Err(err).with_context(|| format!("connect to {}", path.display())),
     };

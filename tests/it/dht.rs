@@ -4,6 +4,7 @@
 //! has a loopback address of its own, since libtorrent counts and blocks by address, and poolfs limits by it.
 
 mod command;
+mod daemon;
 mod fifty;
 mod interop;
 mod libtorrent;

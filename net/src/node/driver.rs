@@ -76,6 +76,7 @@ pub(super) struct Driver {
     /// For the discovery that follows a change of identity.
     contacts_in: mpsc::Sender<SocketAddr>,
     standing: watch::Sender<Standing>,
+    median: watch::Sender<Option<Duration>>,
     /// Discovery under the present id; it ends with this value.
     discovering: JoinSet<()>,
     key: watch::Sender<SigningKey>,
@@ -126,6 +127,7 @@ impl Driver {
             contacts,
             contacts_in,
             standing: watch::Sender::new(Standing::default()),
+            median: watch::Sender::new(None),
             discovering: JoinSet::new(),
             key: watch::Sender::new(key),
             pings: HashMap::new(),
@@ -146,6 +148,10 @@ impl Driver {
 
     pub(super) fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
+    }
+
+    pub(super) fn median(&self) -> watch::Receiver<Option<Duration>> {
+        self.median.subscribe()
     }
 
     pub(super) fn key(&self) -> watch::Receiver<SigningKey> {
@@ -242,6 +248,7 @@ impl Driver {
         self.node.set_unix_time(now, unix_s());
         let status = self.node.status();
         self.meter.sample(now, status.counters);
+        self.median.send_if_modified(|known| std::mem::replace(known, status.lookup_p50) != status.lookup_p50);
         let members = status.nodes.iter().sum();
         let standing = Standing { joined: members > 0, members };
         self.standing.send_if_modified(|known| std::mem::replace(known, standing) != standing);

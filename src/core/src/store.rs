@@ -49,11 +49,13 @@ mod files;
 mod incoming;
 mod objects;
 mod place;
+mod shared;
 
 pub use evict::Evicted;
 pub use incoming::{Incoming, Partial, Progress, SIZE_BYTES_MAX};
 pub use objects::{Kind, Lease, Objects, OpenObject, Taken};
 pub use place::{Replace, TEMP_PREFIX, copy, place, sweep};
+pub use shared::Shared;
 
 use crate::db::{Db, DbError};
 use crate::digest::Digest;
@@ -64,6 +66,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// The database's name below the state directory.
@@ -280,6 +283,7 @@ pub struct Store {
     db: Arc<Db>,
     clock: Clock,
     uses: Mutex<Uses>,
+    changes: AtomicU64,
 }
 
 impl Store {
@@ -296,7 +300,7 @@ impl Store {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
         made.map_err(StoreError::io("create the state directory", state_dir.display()))?;
         let db = Arc::new(Db::open(&state_dir.join(DB_NAME))?);
-        Ok(Self { db, clock, uses: Mutex::default() })
+        Ok(Self { db, clock, uses: Mutex::default(), changes: AtomicU64::new(0) })
     }
 
     /// The database, which the catalog shares.
@@ -310,7 +314,13 @@ impl Store {
 
     /// One immediate transaction; its error says which database failed and how to mend it.
     fn write<T>(&self, body: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        self.db.transaction(body).map_err(|err| self.db.explain(err).into())
+        let done = self.db.transaction(body).map_err(|err| self.db.explain(err).into());
+        self.changed();
+        done
+    }
+
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// One read of the last committed state.

@@ -60,7 +60,12 @@ impl Store {
             crash_point("begin_writing.uncommitted");
             Ok(())
         };
-        if durable { self.db.durable_transaction(body).map_err(|err| self.db.explain(err).into()) } else { self.write(body) }
+        if !durable {
+            return self.write(body);
+        }
+        let done = self.db.durable_transaction(body).map_err(|err| self.db.explain(err).into());
+        self.changed();
+        done
     }
 
     /// Records a file whose bytes have just been hashed as `clean`.

@@ -601,3 +601,38 @@ fn threads_share_a_download() {
     partial.sync().unwrap();
     assert_eq!(incoming.list().unwrap()[0].done_bytes, sums.size);
 }
+
+/// Announcing what is not here, or twice, or what may not leave, costs others their time or this machine its secret.
+#[test]
+fn shared_contents_are_told_once() {
+    let rig = Rig::new();
+    let store = &rig.store;
+    let objects = rig.objects(1 << 20);
+    let seen = store.changes();
+    let (a, b) = (record_file(store, "a", b"first"), record_file(store, "b", b"second"));
+    assert!(store.changes() > seen, "who watches for changes must see this one");
+    record_file(store, "a too", b"first");
+    let object = rig.put(&objects, 1, 100, Kind::Package);
+    let digests = |sharing: &[Sharing]| -> Vec<(Digest, u64)> {
+        store.shared_as(sharing).unwrap().iter().map(|shared| (shared.digest, shared.size)).collect()
+    };
+    let mut both = vec![(a, 5), (b, 6)];
+    both.sort_unstable();
+    assert_eq!(digests(&[Sharing::Announced]), both);
+    assert_eq!(digests(&[Sharing::Available]), [(object, 100)]);
+    assert_eq!(digests(&[Sharing::Announced, Sharing::Available]).len(), 3);
+    objects.set_sharing(&object, Sharing::Announced).unwrap();
+    store.set_sharing(Role::Archives, b"b", Sharing::Withheld).unwrap();
+    let seen = store.changes();
+    store.begin_writing(Role::Archives, b"a", 1).unwrap();
+    assert!(store.changes() > seen);
+    let mut left = vec![(a, 5), (object, 100)];
+    left.sort_unstable();
+    assert_eq!(digests(&[Sharing::Announced]), left, "the other copy of `a` is whole");
+    store.set_state(Role::Archives, b"a too", State::Damaged).unwrap();
+    assert_eq!(digests(&[Sharing::Announced]), [(object, 100)]);
+    let since = store.shared_as(&[Sharing::Announced]).unwrap()[0].since;
+    drop(objects.open_object(&object).unwrap());
+    store.flush().unwrap();
+    assert!(store.shared_as(&[Sharing::Announced]).unwrap()[0].since > since, "an object that is used is news");
+}

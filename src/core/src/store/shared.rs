@@ -1,0 +1,46 @@
+//! What this machine has to offer to others, for who announces it.
+
+use super::{Sharing, State, Store, StoreError};
+use crate::digest::Digest;
+use rusqlite::params;
+
+/// A content that is here whole and verified, as a file or as an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shared {
+    /// Its SHA-256.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When it came here, or was last used as an object, seconds since 1970; of several copies the latest.
+    pub since: i64,
+}
+
+impl Store {
+    /// A number that is another one after each change of a record: who saw the same number twice need not look again.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// All contents that are shared as one of `sharing`, each once, in the order of digests; damaged ones are left out.
+    pub fn shared_as(&self, sharing: &[Sharing]) -> Result<Vec<Shared>, StoreError> {
+        let mut found: Vec<Shared> = Vec::new();
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT digest, size, verified_at FROM files WHERE sharing = ?1 AND state = ?2
+                 UNION ALL SELECT digest, size, used_at FROM objects WHERE sharing = ?1",
+            )?;
+            for sharing in sharing {
+                let rows = statement.query_map(params![sharing, State::Clean], |row| {
+                    Ok(Shared { digest: row.get(0)?, size: row.get::<_, i64>(1)?.cast_unsigned(), since: row.get(2)? })
+                })?;
+                for row in rows {
+                    found.push(row?);
+                }
+            }
+            Ok(())
+        })?;
+        found.sort_by_key(|shared| (shared.digest, std::cmp::Reverse(shared.since)));
+        found.dedup_by_key(|shared| shared.digest);
+        Ok(found)
+    }
+}

@@ -1,0 +1,114 @@
+//! The network side of the daemon: the DHT's node, its database, its status socket, and what it announces.
+//!
+//! It is there for the mounts, never the other way round: what goes wrong here is a line in the status, and the files come
+//! from the mirror. It begins before the mounts, so that their source may ask it, and ends after them.
+
+use crate::announcer::Announcer;
+use crate::config::{self, Config};
+use crate::dht_cmd;
+use anyhow::Result;
+use poolfs_core::store::Store;
+use poolfs_net::discovery::{DiscoveryConfig, Links};
+use poolfs_net::netdb::NetDb;
+use poolfs_net::node::{Dht, NodeOptions, expand_listen};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// How long the end waits for the routing tables to be saved.
+const SAVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A running node with its database.
+#[derive(Clone, Debug)]
+pub struct NetNode {
+    /// The node.
+    pub dht: Dht,
+    /// Its database, which the modules of the network side share.
+    #[allow(dead_code, reason = "for the modules that remember peers")]
+    pub netdb: Arc<NetDb>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct NetSide {
+    node: Option<NetNode>,
+    problems: Vec<String>,
+    /// The status socket and the announcer.
+    tasks: JoinSet<()>,
+}
+
+impl NetSide {
+    /// Starts a node as `[net]` says. Where it cannot, the reason is among [`Self::problems`].
+    pub async fn start(config: &Config) -> Self {
+        let mut side = Self { node: None, problems: Vec::new(), tasks: JoinSet::new() };
+        let node = match start_node(config).await {
+            Ok(node) => node,
+            Err(err) => {
+                side.problem(format!("no peers, all files come from mirrors: {err:#}; then `poolfs down` and `poolfs up`"));
+                return side;
+            }
+        };
+        match dht_cmd::StatusServer::bind(&status_socket(&config.control.socket), node.dht.clone()) {
+            Ok(server) => {
+                side.tasks.spawn(async move {
+                    if let Err(err) = server.run().await {
+                        tracing::warn!("the node's status socket is closed: {err:#}");
+                    }
+                });
+            }
+            Err(err) => side.problem(format!("`poolfs dht status` does not answer: {err:#}")),
+        }
+        side.node = Some(node);
+        side
+    }
+
+    /// The node, if it runs.
+    pub fn node(&self) -> Option<&NetNode> {
+        self.node.as_ref()
+    }
+
+    /// What went wrong at the start, a line each with its remedy.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// Announces what `store` has to share, from now on.
+    pub fn announce(&mut self, store: Arc<Store>, config: &config::Net) {
+        if let Some(node) = &self.node {
+            self.tasks.spawn(Announcer::new(store, node.dht.clone(), config.announce, config.network).run());
+        }
+    }
+
+    /// Saves the routing tables and ends everything.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+        if let Some(node) = self.node
+            && tokio::time::timeout(SAVE_PATIENCE, node.dht.shutdown()).await.is_err()
+        {
+            tracing::warn!("the routing tables are not saved: the disk takes too long");
+        }
+    }
+
+    fn problem(&mut self, text: String) {
+        tracing::error!("{text}");
+        self.problems.push(text);
+    }
+}
+
+async fn start_node(config: &Config) -> Result<NetNode> {
+    let dir = config.store.state_dir.join("net");
+    let netdb = Arc::new(tokio::task::spawn_blocking(move || NetDb::open(&dir)).await??);
+    let net = &config.net;
+    let bootstrap = net.bootstrap.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let links = net.discovers_on(net.network).then(Links::default);
+    let discovery = DiscoveryConfig { bootstrap, seeds: net.seeds.clone(), links, name_servers: Vec::new() };
+    let options = NodeOptions { discovery, ..NodeOptions::new(expand_listen(net.listen), net.network.into()) };
+    let dht = Dht::start(options, Some(Arc::clone(&netdb))).await?;
+    Ok(NetNode { dht, netdb })
+}
+
+/// The node's status socket, beside the control socket.
+pub fn status_socket(control: &Path) -> PathBuf {
+    control.with_file_name("dht.sock")
+}
