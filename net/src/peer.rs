@@ -20,10 +20,12 @@ mod about;
 mod auth;
 mod client;
 mod partials;
+mod server;
 mod shelf;
 
 pub use about::{ABOUT_BYTES_MAX, About, ClaimError, DeltaClaim, Facts, NoFacts};
 pub use auth::{AUTH_HEADER, Auth, Signed};
 pub use client::{ClientLimits, PeerClient, PeerError};
 pub use partials::{Partial, Partials};
+pub use server::{Near, PeerServer, ServeError, ServerCounters, ServerLimits, ServerParts};
 pub use shelf::{Audience, Shelf, Shelved};
