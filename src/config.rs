@@ -22,7 +22,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("apt", &["sources", "config"]),
     ("fs", &["lazy_archives", "threads"]),
     ("mirror", &["connect_timeout_s", "first_byte_timeout_s", "stall_timeout_s", "rate_min_bytes_s"]),
-    ("net", &["listen", "bootstrap", "seeds", "discovery", "network", "announce"]),
+    ("net", &["listen", "bootstrap", "seeds", "discovery", "network", "announce", "upload_bytes_s", "upload_slots"]),
     ("log", &["level"]),
 ];
 
@@ -134,6 +134,11 @@ pub struct Net {
     pub network: Network,
     /// Which files the DHT is told of.
     pub announce: Announce,
+    /// Bytes a second given to addresses outside of this machine's own networks, all together; 0: nothing.
+    #[serde(deserialize_with = "byte_count")]
+    pub upload_bytes_s: u64,
+    /// Answers under way to such addresses at once; more are told to come back.
+    pub upload_slots: usize,
 }
 
 impl Net {
@@ -235,6 +240,8 @@ impl Default for Net {
             discovery: None,
             network: Network::Private,
             announce: Announce::Large,
+            upload_bytes_s: 2_000_000,
+            upload_slots: 8,
         }
     }
 }
@@ -490,6 +497,8 @@ mod tests {
             discovery = false
             network = "public"
             announce = "pieces"
+            upload_bytes_s = "1 MB"
+            upload_slots = 4
             [log]
             level = "debug"
         "#;

@@ -10,6 +10,7 @@ use poolfs_core::Role;
 use poolfs_net::node::Snapshot;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -83,6 +84,9 @@ pub struct Status {
     /// The DHT's node; `None` where it does not run.
     #[serde(default)]
     pub node: Option<Snapshot>,
+    /// What was given to peers since the start.
+    #[serde(default)]
+    pub uploaded: Uploaded,
     /// What is wrong with apt's lists or configuration, the network or the database, a line each with its remedy.
     pub problems: Vec<String>,
 }
@@ -125,6 +129,27 @@ pub struct SourceBytes {
     pub peer: u64,
     /// Rebuilt here from deltas.
     pub delta: u64,
+}
+
+/// What the peer server gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uploaded {
+    /// Where it listens; empty where it does not run.
+    pub listening: Vec<SocketAddr>,
+    /// Bytes of files.
+    pub bytes: u64,
+    /// Of these, to addresses outside of this machine's own networks.
+    pub bytes_outside: u64,
+    /// Requests answered.
+    pub answered: u64,
+    /// Requests for what is not here or not for the asker.
+    pub not_found: u64,
+    /// Requests and connections turned away since too many were under way.
+    pub refused: u64,
+    /// Answers ended since the bytes on disk were not what they should be.
+    pub damaged: u64,
+    /// Connections open now.
+    pub connections: u64,
 }
 
 /// One download in progress.

@@ -8,8 +8,9 @@ use crate::apt_names::AptNames;
 use crate::bridge::NetSource;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
-use crate::control::{self, Download, MountStatus, Reply, Request, SourceBytes, Status, Verified};
+use crate::control::{self, Download, MountStatus, Reply, Request, SourceBytes, Status, Uploaded, Verified};
 use crate::net_side::{NetNode, NetSide};
+use crate::shelf::StoreShelf;
 use crate::supervise::Report;
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
@@ -18,7 +19,7 @@ use poolfs_core::catalog::apt_config::{Environment, Options};
 use poolfs_core::catalog::{AptConfig, Catalog};
 use poolfs_core::store::{Incoming, Kind, Objects, Sharing, Store};
 use poolfs_fs::fetch::{FetchLimits, Fetcher, Progress};
-use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, prepare};
+use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, PreparedMount, prepare};
 use poolfs_fs::names::Names;
 use poolfs_fs::repair::{RepairLimits, Repairer};
 use poolfs_fs::source::Source;
@@ -26,6 +27,7 @@ use poolfs_fs::tree::{Tree, TreeParts};
 use poolfs_fs::{FsError, verify};
 use poolfs_net::mirror::{Mirror, MirrorLimits};
 use poolfs_net::node::Snapshot;
+use poolfs_net::peer::PeerServer;
 use rustix::fs::{Mode, OFlags};
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -64,6 +66,8 @@ struct Daemon {
     background_problems: Mutex<Vec<String>>,
     /// The network's node; `None` where it could not be started.
     node: Option<NetNode>,
+    /// What gives files to peers; `None` where it could not be started.
+    server: Option<PeerServer>,
     stop: watch::Sender<bool>,
 }
 
@@ -85,7 +89,7 @@ async fn serve_here(config: Config) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let server = Server::bind(&config.control.socket)?;
     let mut net = NetSide::start(&config).await;
-    let daemon = start(config, &net)?;
+    let daemon = start(config, &mut net)?;
     net.announce(Arc::clone(&daemon.store), &daemon.config.net);
     let mut ended = daemon.mounts.lock().ended();
     for stats in daemon.mounts.lock().stats()? {
@@ -142,7 +146,7 @@ async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
 }
 
 /// Brings everything up and mounts.
-fn start(config: Config, net: &NetSide) -> Result<Arc<Daemon>> {
+fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
     let started = Instant::now();
     let specs = config.mounts.iter().map(|mount| spec(mount, &config.fs)).collect::<Result<Vec<_>>>()?;
     let prepared = prepare(&specs, &config.store.cache_dir)?;
@@ -177,7 +181,9 @@ fn start(config: Config, net: &NetSide) -> Result<Arc<Daemon>> {
         lists_elsewhere,
         runtime,
     };
+    let shelf = shelf(&store, &objects, &prepared.mounts)?;
     let mounts = Mounts::mount(prepared.mounts, &parts, true, config.fs.threads)?;
+    let server = net.serve(Arc::new(shelf), &config.net);
     let daemon = Daemon {
         config,
         started,
@@ -191,9 +197,17 @@ fn start(config: Config, net: &NetSide) -> Result<Arc<Daemon>> {
         names,
         background_problems: Mutex::new(net.problems().to_vec()),
         node: net.node().cloned(),
+        server,
         stop: watch::Sender::new(false),
     };
     Ok(Arc::new(daemon))
+}
+
+/// What peers may be given, reached beneath the mounts.
+fn shelf(store: &Arc<Store>, objects: &Arc<Objects>, mounts: &[PreparedMount]) -> Result<StoreShelf> {
+    let dir = |mount: &PreparedMount| Ok((mount.spec.role, mount.dir.try_clone()?));
+    let dirs = mounts.iter().map(dir).collect::<std::io::Result<_>>().context("open the covered directories once more")?;
+    Ok(StoreShelf::new(Arc::clone(store), Arc::clone(objects), dirs))
 }
 
 fn mirror_limits(config: &config::Mirror) -> MirrorLimits {
@@ -203,6 +217,20 @@ fn mirror_limits(config: &config::Mirror) -> MirrorLimits {
         stall: Duration::from_secs(config.stall_timeout_s),
         rate_bytes_s_min: config.rate_min_bytes_s,
         ..MirrorLimits::default()
+    }
+}
+
+fn uploaded(server: &PeerServer) -> Uploaded {
+    let counters = server.counters();
+    Uploaded {
+        listening: server.local().to_vec(),
+        bytes: counters.bytes,
+        bytes_outside: counters.bytes_outside,
+        answered: counters.answered,
+        not_found: counters.not_found,
+        refused: counters.refused,
+        damaged: counters.damaged,
+        connections: counters.connections,
     }
 }
 
@@ -325,6 +353,7 @@ impl Daemon {
             objects_bytes: self.objects.bytes(),
             objects_quota_bytes: self.config.store.quota,
             node,
+            uploaded: self.server.as_ref().map(uploaded).unwrap_or_default(),
             problems: self.names.problems().into_iter().chain(self.background_problems.lock().iter().cloned()).collect(),
         })
     }

@@ -13,6 +13,7 @@ mod daemon;
 mod dht_cmd;
 mod net_side;
 mod pid_file;
+mod shelf;
 mod show;
 mod supervise;
 mod sys;

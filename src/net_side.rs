@@ -8,9 +8,11 @@ use crate::config::{self, Config};
 use crate::dht_cmd;
 use anyhow::Result;
 use poolfs_core::store::Store;
+use poolfs_net::dht::Family;
 use poolfs_net::discovery::{DiscoveryConfig, Links};
 use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, NodeOptions, expand_listen};
+use poolfs_net::peer::{Near, NoFacts, Partials, PeerServer, ServerLimits, ServerParts, Shelf};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +36,8 @@ pub struct NetNode {
 pub struct NetSide {
     node: Option<NetNode>,
     problems: Vec<String>,
+    /// Downloads that are given from while they arrive.
+    partials: Arc<Partials>,
     /// The status socket and the announcer.
     tasks: JoinSet<()>,
 }
@@ -41,7 +45,7 @@ pub struct NetSide {
 impl NetSide {
     /// Starts a node as `[net]` says. Where it cannot, the reason is among [`Self::problems`].
     pub async fn start(config: &Config) -> Self {
-        let mut side = Self { node: None, problems: Vec::new(), tasks: JoinSet::new() };
+        let mut side = Self { node: None, problems: Vec::new(), partials: Arc::default(), tasks: JoinSet::new() };
         let node = match start_node(config).await {
             Ok(node) => node,
             Err(err) => {
@@ -77,6 +81,29 @@ impl NetSide {
     pub fn announce(&mut self, store: Arc<Store>, config: &config::Net) {
         if let Some(node) = &self.node {
             self.tasks.spawn(Announcer::new(store, node.dht.clone(), config.announce, config.network).run());
+        }
+    }
+
+    /// Gives what is on `shelf` to peers, on the addresses of the node; `None` where there is no node, or no port for it.
+    pub fn serve(&mut self, shelf: Arc<dyn Shelf>, config: &config::Net) -> Option<PeerServer> {
+        let dht = self.node.as_ref()?.dht.clone();
+        let limits = ServerLimits { upload_bytes_s: config.upload_bytes_s, slots: config.upload_slots, ..ServerLimits::default() };
+        let parts = ServerParts {
+            listen: Family::ALL.into_iter().filter_map(|family| dht.local(family)).collect(),
+            limits,
+            near: Near::of_machine(),
+            shelf,
+            partials: Arc::clone(&self.partials),
+            facts: Arc::new(NoFacts { reachable: config.network == config::Network::Public }),
+            auth: None,
+            key: dht.keys(),
+        };
+        match PeerServer::start(parts) {
+            Ok(server) => Some(server),
+            Err(err) => {
+                self.problem(format!("nothing is given to peers: {err}; then `poolfs down` and `poolfs up`"));
+                None
+            }
         }
     }
 

@@ -61,6 +61,16 @@ pub fn status(status: &Status) {
     for download in &status.downloads {
         println!("  {}", download_line(download));
     }
+    let given = &status.uploaded;
+    if !given.listening.is_empty() {
+        println!(
+            "given: {} to peers, {} of it outside; {} requests, {} turned away",
+            HumanBytes(given.bytes),
+            HumanBytes(given.bytes_outside),
+            given.answered,
+            given.refused
+        );
+    }
     if let Some(node) = &status.node {
         let families: Vec<_> = [&node.v4, &node.v6].into_iter().flatten().collect();
         let (known, poolfs) = families.iter().fold((0, 0), |(known, poolfs), family| (known + family.nodes, poolfs + family.poolfs));

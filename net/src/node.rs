@@ -216,6 +216,11 @@ impl Dht {
         self.key.borrow().clone()
     }
 
+    /// As [`Self::signing_key`], as it changes.
+    pub fn keys(&self) -> watch::Receiver<SigningKey> {
+        self.key.clone()
+    }
+
     /// What happens in the node beside the answers to commands.
     pub fn events(&self) -> broadcast::Receiver<dht::Event> {
         self.events.subscribe()

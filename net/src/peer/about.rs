@@ -137,13 +137,16 @@ pub trait Facts: Send + Sync + 'static {
     fn proof(&self, id: &Digest) -> Option<Vec<u8>>;
 }
 
-/// A node that has nothing to add.
+/// A node that has neither deltas nor proofs.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct NoFacts;
+pub struct NoFacts {
+    /// Whether other nodes have reached it.
+    pub reachable: bool,
+}
 
 impl Facts for NoFacts {
     fn reachable(&self) -> bool {
-        false
+        self.reachable
     }
 
     fn deltas(&self, _: &Digest) -> Vec<(Delta, DeltaClaim)> {

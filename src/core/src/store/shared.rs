@@ -1,7 +1,8 @@
 //! What this machine has to offer to others, for who announces it.
 
-use super::{Sharing, State, Store, StoreError};
+use super::{Sharing, Stamp, State, Store, StoreError};
 use crate::digest::Digest;
+use crate::role::Role;
 use rusqlite::params;
 
 /// A content that is here whole and verified, as a file or as an object.
@@ -42,5 +43,28 @@ impl Store {
         found.sort_by_key(|shared| (shared.digest, std::cmp::Reverse(shared.since)));
         found.dedup_by_key(|shared| shared.digest);
         Ok(found)
+    }
+
+    /// Where clean files with this digest lie that are shared as one of `sharing` (at most three), each with the stamp that
+    /// it must still have to be what was recorded.
+    ///
+    /// One statement decides all of it, so that the time it takes hardly tells a file that is kept back from one that is not here.
+    pub fn shared_places(&self, digest: &Digest, sharing: [Sharing; 3]) -> Result<Vec<(Role, Vec<u8>, Stamp)>, StoreError> {
+        let rows: Vec<(String, Vec<u8>, Stamp)> = self.read(|db| {
+            db.prepare_cached(
+                "SELECT role, path, size, mtime_ns, inode FROM files
+                 WHERE digest = ? AND state = ? AND sharing IN (?, ?, ?) ORDER BY role, path",
+            )?
+            .query_map(params![digest, State::Clean, sharing[0], sharing[1], sharing[2]], |row| {
+                let stamp = Stamp {
+                    size: row.get::<_, i64>(2)?.cast_unsigned(),
+                    mtime_ns: row.get(3)?,
+                    inode: row.get::<_, i64>(4)?.cast_unsigned(),
+                };
+                Ok((row.get(0)?, row.get(1)?, stamp))
+            })?
+            .collect()
+        })?;
+        Ok(rows.into_iter().filter_map(|(role, path, stamp)| Some((Role::from_word(&role)?, path, stamp))).collect())
     }
 }
