@@ -13,9 +13,12 @@
 //! takes the bytes of the version that its pins and the order of sources prefer, which is not decided here.
 
 pub mod apt_config;
+mod arrivals;
 pub mod forms;
+mod indexes;
 pub mod names;
 pub mod packages;
+pub mod pdiff;
 mod refresh;
 pub mod release;
 pub mod sources;
@@ -23,15 +26,18 @@ pub mod sources;
 mod tests;
 
 pub use apt_config::AptConfig;
+pub use arrivals::ArrivalError;
 pub use refresh::{Refreshed, Vanished};
 
 use crate::{Db, DbError, Digest};
 use apt_config::ListTarget;
+use arrivals::Arrivals;
 use parking_lot::{Mutex, RwLock};
 use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -112,6 +118,7 @@ pub struct Catalog {
     /// Held for a whole refresh; taken before the database's writer.
     refreshing: Mutex<()>,
     entries: AtomicU64,
+    arrivals: Arrivals,
 }
 
 /// The configuration and what follows from it.
@@ -135,16 +142,26 @@ impl Configured {
 impl Catalog {
     /// The catalog in `db`, with the sources of `apt`. Removes what an interrupted refresh left behind.
     pub fn open(db: Arc<Db>, apt: AptConfig) -> Result<Self, CatalogError> {
-        let catalog =
-            Self { db, configured: RwLock::new(Arc::new(Configured::new(apt))), refreshing: Mutex::new(()), entries: AtomicU64::new(0) };
+        let configured = Arc::new(Configured::new(apt));
+        let arrivals = Arrivals::default();
+        arrivals.configure(&configured);
+        let catalog = Self { db, configured: RwLock::new(configured), refreshing: Mutex::new(()), entries: AtomicU64::new(0), arrivals };
         refresh::remove_orphans(&catalog.db)?;
         catalog.count()?;
         Ok(catalog)
     }
 
-    /// Takes a configuration that was loaded again. [`Self::refresh`] then reads the lists of new sources.
+    /// Takes a configuration that was loaded again. [`Self::refresh`] then reads the lists of new sources, and
+    /// [`Self::refresh_indexes`] what their Release files name.
     pub fn configure(&self, apt: AptConfig) {
-        *self.configured.write() = Arc::new(Configured::new(apt));
+        let configured = Arc::new(Configured::new(apt));
+        self.arrivals.configure(&configured);
+        *self.configured.write() = configured;
+    }
+
+    /// Reads committed Release files again that changed, or whose source did: a short part of [`Self::refresh`].
+    pub fn refresh_indexes(&self, lists: BorrowedFd<'_>) {
+        self.arrivals.refresh(lists);
     }
 
     /// The configuration's lists, in the order of the sources.
@@ -202,11 +219,11 @@ impl Catalog {
         std::str::from_utf8(name).map_or(Ok(Vec::new()), |name| self.entries("p.name = ?1", name))
     }
 
-    /// The file with this digest: a package, or a file of a source package.
+    /// The file with this digest: a package, a file of a source package, or else an index or a patch of one.
     pub fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, CatalogError> {
         let mut entries = self.entries("substr(p.digest, 1, 8) = substr(?1, 1, 8) AND p.digest = ?1", &digest.0[..])?.into_iter();
         let Some(mut first) = entries.next() else {
-            return Ok(None);
+            return Ok(self.index_by_digest(digest));
         };
         // The same bytes under another name: another place to fetch them from, and another repository that may be private.
         for other in entries {

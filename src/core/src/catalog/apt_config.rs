@@ -28,18 +28,39 @@ const OUTPUT_BYTES_MAX: u64 = 8 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     values: BTreeMap<String, Vec<String>>,
+    /// The names in the order of the dump, each once.
+    order: Vec<String>,
 }
 
 impl Options {
     /// Parses the output of `apt-config dump --format '%F %V%n'`.
     pub fn parse(dump: &str) -> Self {
         let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut order = Vec::new();
         for line in dump.lines() {
             let (name, value) = line.split_once(' ').unwrap_or((line, ""));
             let text = |quoted: &str| String::from_utf8_lossy(&names::unquote(quoted)).into_owned();
-            values.entry(text(name).to_ascii_lowercase()).or_default().push(text(value));
+            let name = text(name).to_ascii_lowercase();
+            let known = values.entry(name.clone()).or_default();
+            if known.is_empty() {
+                order.push(name);
+            }
+            known.push(text(value));
         }
-        Self { values }
+        Self { values, order }
+    }
+
+    /// The names of the options directly below one, in lower case and in the order of the configuration.
+    pub fn children(&self, name: &str) -> Vec<&str> {
+        let start = format!("{}::", name.to_ascii_lowercase());
+        let mut children = Vec::new();
+        for below in self.order.iter().filter_map(|name| name.strip_prefix(&start)) {
+            let child = below.split_once("::").map_or(below, |(child, _)| child);
+            if !child.is_empty() && !children.contains(&child) {
+                children.push(child);
+            }
+        }
+        children
     }
 
     /// The value of one option, `None` if it is absent or empty.
@@ -227,6 +248,19 @@ impl AptConfig {
         &self.forms
     }
 
+    /// Forms of an index in the order in which apt asks a mirror for them (`Acquire::CompressionTypes`).
+    pub fn download_forms(&self) -> Vec<Form> {
+        let mut forms: Vec<Form> = Vec::new();
+        let order = self.options.list("Acquire::CompressionTypes::Order");
+        let types = self.options.children("Acquire::CompressionTypes");
+        for form in order.iter().map(String::as_str).chain(types).chain(["uncompressed"]).filter_map(Form::of_type) {
+            if !forms.contains(&form) {
+                forms.push(form);
+            }
+        }
+        forms
+    }
+
     /// Whether apt keeps indexes compressed.
     pub fn gzip_indexes(&self) -> bool {
         self.options.truth("Acquire::GzipIndexes", false)
@@ -299,7 +333,7 @@ impl AptConfig {
         keys
     }
 
-    fn architectures_of(&self, source: &Source) -> Vec<String> {
+    pub(super) fn architectures_of(&self, source: &Source) -> Vec<String> {
         let option = |name: &str| -> Option<Vec<String>> {
             Some(source.options.get(name)?.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect())
         };
@@ -526,6 +560,20 @@ mod tests {
         assert_eq!(options.list("absent"), Vec::<String>::new());
         assert_eq!((options.get("Empty"), options.get("absent")), (None, None));
         assert!(options.truth("On", false) && !options.truth("Off", true) && options.truth("absent", true));
+    }
+
+    /// Another order of forms: a ghost that apt never asks for.
+    #[test]
+    fn children_keep_their_order() {
+        let options = Options::parse("T \nT::xz xz\nT::Order \nT::Order:: gz\nT::bz2 bzip2\nT::xz again\nTx::no 1\n");
+        assert_eq!(options.children("t"), ["xz", "order", "bz2"]);
+        let dump = "Acquire::CompressionTypes \nAcquire::CompressionTypes::xz xz\nAcquire::CompressionTypes::gz gzip\n\
+            Acquire::CompressionTypes::lz4 lz4\n";
+        use Form::{Gzip, Lz4, Plain, Xz};
+        assert_eq!(of_dump(dump).download_forms(), [Xz, Gzip, Lz4, Plain]);
+        let first = |order: &str| of_dump(&format!("{dump}Acquire::CompressionTypes::Order:: {order}\n")).download_forms();
+        assert_eq!(first("gz"), [Gzip, Xz, Lz4, Plain]);
+        assert_eq!(first("uncompressed"), [Plain, Xz, Gzip, Lz4]);
     }
 
     /// A lists directory looked for at the wrong place.

@@ -54,6 +54,11 @@ impl Form {
         Self::ALL.into_iter().find(|form| form.suffix().strip_prefix('.') == Some(extension))
     }
 
+    /// The form that `Acquire::CompressionTypes` calls so: an ending, or `uncompressed`.
+    pub(super) fn of_type(name: &str) -> Option<Self> {
+        if name.eq_ignore_ascii_case("uncompressed") { Some(Self::Plain) } else { Self::of_extension(name) }
+    }
+
     /// Reads `file` unpacked. A file that ends too early, or unpacks to more than [`INDEX_BYTES_MAX`], is an error of the
     /// reader: never a clean end.
     pub fn reader(self, file: File) -> io::Result<Bounded<Box<dyn Read>>> {

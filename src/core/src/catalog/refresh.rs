@@ -56,7 +56,7 @@ impl Refreshed {
 
 /// What tells whether a file is still the one that was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Stamp {
+pub(super) struct Stamp {
     size: i64,
     mtime_ns: i64,
     inode: i64,
@@ -97,6 +97,7 @@ impl Catalog {
         let _one_at_a_time = self.refreshing.lock();
         let configured = self.configured();
         let mut done = Refreshed::default();
+        self.arrivals.refresh(lists);
         let releases = refresh_releases(&self.db, lists, &configured, vanished, &mut done)?;
         let mut known = known_lists(&self.db)?;
         for target in &configured.targets {
@@ -215,7 +216,7 @@ fn open_list(lists: BorrowedFd<'_>, target: &ListTarget, configured: &Configured
 }
 
 /// Opens a regular file of the directory, `None` if there is none by this name.
-fn open_file(lists: BorrowedFd<'_>, name: &str) -> std::io::Result<Option<(File, Stamp)>> {
+pub(super) fn open_file(lists: BorrowedFd<'_>, name: &str) -> std::io::Result<Option<(File, Stamp)>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match rustix::fs::openat(lists, name, flags, Mode::empty()) {
         // Too long for a file system: apt has no such list either.
