@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use poolfs_core::Digest;
 use poolfs_core::catalog::{AptConfig, Catalog, Entry, Vanished};
 use poolfs_fs::FsError;
-use poolfs_fs::names::Names;
+use poolfs_fs::names::{self, Names};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -21,6 +21,19 @@ impl AptNames {
     /// For a catalog that was configured with `apt`; `problems` are those of its configuration.
     pub fn new(catalog: Arc<Catalog>, apt: config::Apt, problems: Vec<String>) -> Self {
         Self { catalog, apt, problems: Mutex::new(problems) }
+    }
+
+    /// Takes apt's configuration as it is now: a source may have been added since the last time. With one that cannot be read
+    /// the old one stays. Returns what is wrong with it.
+    fn load(&self) -> Vec<String> {
+        match AptConfig::load(&self.apt.sources, self.apt.config.as_deref()) {
+            Ok(apt) => {
+                let problems = apt.sources().problems.clone();
+                self.catalog.configure(apt);
+                problems
+            }
+            Err(err) => vec![err.to_string()],
+        }
     }
 
     /// What was wrong at the last refresh, each with its remedy.
@@ -43,15 +56,7 @@ impl Names for AptNames {
     }
 
     fn refresh(&self, lists: BorrowedFd<'_>, vanished: Vanished) -> Result<(), FsError> {
-        let mut problems = Vec::new();
-        // A source may have been added since the last time. With a configuration that cannot be read the old one stays.
-        match AptConfig::load(&self.apt.sources, self.apt.config.as_deref()) {
-            Ok(apt) => {
-                problems.extend(apt.sources().problems.iter().cloned());
-                self.catalog.configure(apt);
-            }
-            Err(err) => problems.push(err.to_string()),
-        }
+        let mut problems = self.load();
         let refreshed = self.catalog.refresh(lists, vanished)?;
         problems.extend(refreshed.problems);
         for problem in &problems {
@@ -60,5 +65,34 @@ impl Names for AptNames {
         tracing::info!(parsed = refreshed.parsed, kept = refreshed.kept, dropped = refreshed.dropped, "the catalog is up to date");
         *self.problems.lock() = problems;
         Ok(())
+    }
+
+    fn index(&self, name: &[u8]) -> Option<Entry> {
+        self.catalog.index(name)
+    }
+
+    fn index_missed(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Option<Entry> {
+        self.catalog.index_missed(lists, name)
+    }
+
+    fn reconfigure(&self, lists: BorrowedFd<'_>) -> Result<(), FsError> {
+        // What is wrong with it is told by the refresh at the end of the update.
+        for problem in self.load() {
+            tracing::debug!("{problem}");
+        }
+        self.catalog.refresh_indexes(lists);
+        Ok(())
+    }
+
+    fn arrived(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Vec<Entry> {
+        names::arrived(&self.catalog, lists, name)
+    }
+
+    fn left(&self, name: &[u8], committed: bool) {
+        names::left(&self.catalog, name, committed);
+    }
+
+    fn forget_pending(&self) {
+        self.catalog.forget_pending();
     }
 }

@@ -7,12 +7,14 @@ pub mod server;
 
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
+use poolfs_fs::update::Update;
 use poolfs_net::node::Snapshot;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// A request longer than this is not one, in bytes.
 pub const REQUEST_BYTES_MAX: u64 = 64 * 1024;
@@ -71,6 +73,9 @@ pub struct Status {
     pub mounts: Vec<MountStatus>,
     /// Bytes that arrived, by source, since the start.
     pub bytes: SourceBytes,
+    /// The update of apt's lists that runs, or the last one since the start.
+    #[serde(default)]
+    pub last_update: Option<UpdateStatus>,
     /// What is arriving.
     pub downloads: Vec<Download>,
     /// Files that apt's lists name.
@@ -150,6 +155,42 @@ pub struct Uploaded {
     pub damaged: u64,
     /// Connections open now.
     pub connections: u64,
+}
+
+/// One run of `apt-get update`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpdateStatus {
+    /// When apt took its lock, seconds since 1970.
+    pub started: u64,
+    /// From there until apt gave it back, or until now.
+    pub took_ms: u64,
+    /// Whether apt still has its lock.
+    pub running: bool,
+    /// Bytes of indexes and patches that poolfs fetched, by source.
+    pub bytes: SourceBytes,
+    /// Bytes that were here from before.
+    pub kept_bytes: u64,
+    /// Bytes that apt fetched itself: the signed Release files, and what poolfs did not have for it.
+    pub apt_bytes: u64,
+    /// Indexes that poolfs had for apt.
+    pub indexes: u64,
+    /// Patches of lists that poolfs had for apt.
+    pub patches: u64,
+}
+
+impl From<Update> for UpdateStatus {
+    fn from(update: Update) -> Self {
+        Self {
+            started: update.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+            took_ms: u64::try_from(update.took.as_millis()).unwrap_or(u64::MAX),
+            running: update.running,
+            bytes: SourceBytes { mirror: update.mirror_bytes, peer: update.peer_bytes, delta: update.delta_bytes },
+            kept_bytes: update.kept_bytes,
+            apt_bytes: update.apt_bytes,
+            indexes: update.indexes,
+            patches: update.patches,
+        }
+    }
 }
 
 /// One download in progress.

@@ -347,6 +347,7 @@ impl Daemon {
             uptime_s: self.started.elapsed().as_secs(),
             mounts: mounts.collect(),
             bytes: SourceBytes { mirror: bytes.mirror, peer: bytes.peer, delta: bytes.delta },
+            last_update: self.trees().iter().find_map(|tree| tree.last_update()).map(Into::into),
             downloads: self.downloads(),
             catalog_entries: self.catalog.len(),
             hashed,

@@ -1,7 +1,7 @@
 //! What people see: the one place that prints.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the commands' output goes through here")]
 
-use crate::control::{Download, Status, Verified};
+use crate::control::{Download, Status, UpdateStatus, Verified};
 use anyhow::Result;
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -58,6 +58,9 @@ pub fn status(status: &Status) {
         HumanBytes(bytes.peer),
         HumanBytes(bytes.delta)
     );
+    if let Some(update) = &status.last_update {
+        println!("{}", update_line(update));
+    }
     for download in &status.downloads {
         println!("  {}", download_line(download));
     }
@@ -79,6 +82,21 @@ pub fn status(status: &Status) {
     for problem in &status.problems {
         println!("problem: {problem}");
     }
+}
+
+fn update_line(update: &UpdateStatus) -> String {
+    let UpdateStatus { bytes, kept_bytes, apt_bytes, indexes, patches, .. } = update;
+    format!(
+        "{}: {indexes} indexes and {patches} patches in {}.{:01} s; {} from mirrors, {} from peers, {} from deltas, {} kept here, {} by apt itself",
+        if update.running { "update that runs" } else { "last update" },
+        update.took_ms / 1000,
+        update.took_ms % 1000 / 100,
+        HumanBytes(bytes.mirror),
+        HumanBytes(bytes.peer),
+        HumanBytes(bytes.delta),
+        HumanBytes(*kept_bytes),
+        HumanBytes(*apt_bytes)
+    )
 }
 
 fn download_line(download: &Download) -> String {

@@ -229,6 +229,11 @@ impl Run {
         self.whiteouts.insert(path);
     }
 
+    /// Shows hidden names again.
+    pub(crate) fn unhide(&mut self, shown: impl Fn(&[u8]) -> bool) {
+        self.whiteouts.retain(|path| !shown(path));
+    }
+
     /// Whether a ghost must not be shown there.
     pub(crate) fn is_hidden(&self, path: &[u8]) -> bool {
         self.whiteouts.contains(path)

@@ -22,6 +22,7 @@ pub mod supply;
 #[allow(unsafe_code, reason = "the one module with system calls that rustix has not")]
 mod sys;
 pub mod tree;
+pub mod update;
 pub mod verify;
 
 pub use errno::FsError;

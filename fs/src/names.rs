@@ -2,7 +2,7 @@
 
 use crate::errno::FsError;
 use poolfs_core::Digest;
-use poolfs_core::catalog::{Catalog, Entry, Vanished};
+use poolfs_core::catalog::{ArrivalError, Catalog, Entry, Vanished};
 use std::os::fd::BorrowedFd;
 
 /// The catalog. A trait, so that a tree can be tested over a handful of names.
@@ -20,6 +20,76 @@ pub trait Names: Send + Sync + 'static {
     fn refresh(&self, lists: BorrowedFd<'_>, vanished: Vanished) -> Result<(), FsError> {
         let _ = (lists, vanished);
         Ok(())
+    }
+
+    /// What should be under this name in `lists/partial/`.
+    fn index(&self, name: &[u8]) -> Option<Entry> {
+        let _ = name;
+        None
+    }
+
+    /// Somebody with apt's lock found nothing under this name in `lists/`: what he will ask for.
+    fn index_missed(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Option<Entry> {
+        let _ = (lists, name);
+        None
+    }
+
+    /// apt begins an update: sources may have been added. Blocks for a program of apt.
+    fn reconfigure(&self, lists: BorrowedFd<'_>) -> Result<(), FsError> {
+        let _ = lists;
+        Ok(())
+    }
+
+    /// A file is complete in `lists/partial/`, or has got this name there. Returns what apt will ask for next because of it.
+    fn arrived(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Vec<Entry> {
+        let _ = (lists, name);
+        Vec::new()
+    }
+
+    /// A file has left `lists/partial/`, `committed` to `lists/` or removed.
+    fn left(&self, name: &[u8], committed: bool) {
+        let _ = (name, committed);
+    }
+
+    /// The holder of apt's lock is done: what he has not committed counts no more.
+    fn forget_pending(&self) {}
+}
+
+/// Whether a name is that of a Release file.
+pub fn is_release(name: &[u8]) -> bool {
+    name.ends_with(b"_InRelease") || name.ends_with(b"_Release")
+}
+
+/// Whether a name is that of a pdiff Index.
+pub fn is_pdiff_index(name: &[u8]) -> bool {
+    name.ends_with(b".diff_Index")
+}
+
+/// [`Names::arrived`] for a catalog.
+pub fn arrived(catalog: &Catalog, lists: BorrowedFd<'_>, name: &[u8]) -> Vec<Entry> {
+    // apt's names are ASCII.
+    let Ok(text) = std::str::from_utf8(name) else { return Vec::new() };
+    let expected = match (is_release(name), is_pdiff_index(name)) {
+        (true, _) => catalog.release_arrived(lists, text),
+        (_, true) => catalog.pdiff_arrived(lists, text),
+        (false, false) => return Vec::new(),
+    };
+    expected.unwrap_or_else(|err| {
+        match &err {
+            // Half of it, or a page that asks for a login: apt judges it next.
+            ArrivalError::Release { .. } | ArrivalError::Other { .. } => tracing::debug!("{err}"),
+            ArrivalError::Read { .. } | ArrivalError::Pdiff { .. } => tracing::warn!("{err}; apt fetches what it names"),
+        }
+        Vec::new()
+    })
+}
+
+/// [`Names::left`] for a catalog.
+pub fn left(catalog: &Catalog, name: &[u8], committed: bool) {
+    if is_release(name)
+        && let Ok(name) = std::str::from_utf8(name)
+    {
+        catalog.release_left(name, committed);
     }
 }
 
@@ -43,5 +113,25 @@ impl Names for Catalog {
         }
         tracing::info!(parsed = refreshed.parsed, kept = refreshed.kept, dropped = refreshed.dropped, "the catalog is up to date");
         Ok(())
+    }
+
+    fn index(&self, name: &[u8]) -> Option<Entry> {
+        Self::index(self, name)
+    }
+
+    fn index_missed(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Option<Entry> {
+        Self::index_missed(self, lists, name)
+    }
+
+    fn arrived(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Vec<Entry> {
+        self::arrived(self, lists, name)
+    }
+
+    fn left(&self, name: &[u8], committed: bool) {
+        self::left(self, name, committed);
+    }
+
+    fn forget_pending(&self) {
+        Self::forget_pending(self);
     }
 }

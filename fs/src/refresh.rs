@@ -24,6 +24,8 @@ pub struct Refresher {
     runtime: tokio::runtime::Handle,
     wish: Mutex<Wish>,
     running: watch::Sender<bool>,
+    /// Readings of apt's configuration that are asked for and not done.
+    reconfiguring: watch::Sender<u32>,
     /// Whose files are judged again after a refresh.
     trees: Mutex<Vec<Weak<Tree>>>,
 }
@@ -44,7 +46,8 @@ impl Refresher {
     /// For the lists directory behind `lists`; `followed` if it is mounted, so that each change is seen.
     pub fn new(names: Arc<dyn Names>, lists: Arc<OwnedFd>, followed: bool, runtime: tokio::runtime::Handle) -> Arc<Self> {
         let (wish, running, trees) = (Mutex::default(), watch::Sender::new(false), Mutex::default());
-        Arc::new(Self { names, lists, followed, runtime, wish, running, trees })
+        let reconfiguring = watch::Sender::new(0);
+        Arc::new(Self { names, lists, followed, runtime, wish, running, reconfiguring, trees })
     }
 
     /// After each refresh, the tree's files are judged by the new catalog.
@@ -71,6 +74,28 @@ impl Refresher {
         self.running.send_replace(true);
         let this = Arc::clone(self);
         self.runtime.spawn_blocking(move || this.run());
+    }
+
+    /// Asks for apt's configuration to be read again, since an update begins; returns at once.
+    pub(crate) fn reconfigure(self: &Arc<Self>) {
+        self.reconfiguring.send_modify(|waiting| *waiting += 1);
+        let done = Reconfigured(Arc::clone(self));
+        self.runtime.spawn_blocking(move || {
+            if let Err(err) = done.0.names.reconfigure(done.0.lists.as_fd()) {
+                tracing::warn!("apt's configuration could not be read again: {err}");
+            }
+        });
+    }
+
+    /// Whether apt's configuration is being read for the update that has begun.
+    pub(crate) fn is_reconfiguring(&self) -> bool {
+        *self.reconfiguring.borrow() > 0
+    }
+
+    /// Waits until it is read.
+    pub(crate) async fn reconfigured(&self) {
+        // The sender lives in `self`.
+        let _ = self.reconfiguring.subscribe().wait_for(|waiting| *waiting == 0).await;
     }
 
     fn run(self: Arc<Self>) {
@@ -122,6 +147,15 @@ impl Drop for Ended {
             self.0.wish.lock().running = false;
             self.0.running.send_replace(false);
         }
+    }
+}
+
+/// Counts a reading of apt's configuration down, also when it panicked.
+struct Reconfigured(Arc<Refresher>);
+
+impl Drop for Reconfigured {
+    fn drop(&mut self) {
+        self.0.reconfiguring.send_modify(|waiting| *waiting -= 1);
     }
 }
 

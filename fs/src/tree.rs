@@ -15,6 +15,7 @@ pub(crate) mod bytes;
 mod dir;
 mod file;
 mod ghosts;
+mod lists;
 mod scan;
 mod xattr;
 
@@ -34,6 +35,7 @@ use crate::inode::{Node, Table};
 use crate::names::Names;
 use crate::refresh::Refresher;
 use crate::supply::Mend;
+use crate::update::Updates;
 use parking_lot::{Mutex, RwLock};
 use poolfs_core::Role;
 use poolfs_core::store::{Objects, Store};
@@ -186,6 +188,8 @@ pub struct Tree {
     pub(crate) counters: Counters,
     /// What the holder of apt's lock has done so far. A leaf among the locks.
     pub(crate) run: Mutex<Run>,
+    /// What apt updates, in the lists. A leaf among the locks.
+    pub(crate) updates: Mutex<Updates>,
     pub(crate) refresher: Option<Arc<Refresher>>,
     /// Whether objects lie on the covered file system, so that giving one up makes room there.
     objects_beside: bool,
@@ -221,6 +225,7 @@ impl Tree {
             names_lock: RwLock::new(()),
             counters: Counters::default(),
             run: Mutex::default(),
+            updates: Mutex::default(),
             refresher,
             hashing: Arc::new(Semaphore::new(HASHING_MAX)),
             busy: watch::Sender::new(0),

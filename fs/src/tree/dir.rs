@@ -7,8 +7,8 @@ use crate::content::Claim;
 use crate::errno::FsError;
 use crate::handle::DirHandle;
 use crate::inode::{Node, ROOT};
-use poolfs_core::Digest;
 use poolfs_core::store::{Kind, Sharing, Stamp, TEMP_PREFIX};
+use poolfs_core::{Digest, Role};
 use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 use std::collections::HashSet;
@@ -177,6 +177,7 @@ impl Tree {
             rustix::fs::unlinkat(dir_fd, name, AtFlags::empty())?;
         }
         self.hide_name(&dir, path.as_deref());
+        self.note_left(path.as_deref(), None);
         self.name_gone(&dir, name, Key::of(&stat), path);
         Ok(())
     }
@@ -227,7 +228,7 @@ impl Tree {
             return Ok(false);
         }
         let opened = dir.open_dir()?;
-        if !self.parts.objects.put(&known.digest, &sums, Kind::Package, known.sharing, known.provenance, opened.as_fd(), name)? {
+        if !self.parts.objects.put(&known.digest, &sums, self.kind(), known.sharing, known.provenance, opened.as_fd(), name)? {
             return Ok(false);
         }
         if let Some(state) = &mut state {
@@ -235,6 +236,14 @@ impl Tree {
             state.set(Claim::Known(crate::content::Known { sums: Some(sums), ..known }));
         }
         Ok(true)
+    }
+
+    /// What an object from this directory is.
+    fn kind(&self) -> Kind {
+        match self.role {
+            Role::Archives => Kind::Package,
+            Role::Lists => Kind::Index,
+        }
     }
 
     fn worth_keeping(&self, digest: &Digest) -> Result<bool, FsError> {
@@ -291,12 +300,13 @@ impl Tree {
         }
         self.table.renamed(Key::of(&moved), from, to);
         self.hide_name(&from_dir, paths.0.as_deref());
-        if let (Some(a), Some(b)) = paths
+        if let (Some(a), Some(b)) = &paths
             && self.options.verify
-            && let Err(err) = self.parts.store.renamed(self.role, &a, &b)
+            && let Err(err) = self.parts.store.renamed(self.role, a, b)
         {
             self.note_lost_record("a rename could not be recorded", &err.into());
         }
+        self.note_left(paths.0.as_deref(), paths.1.as_deref());
         self.note_committed(to.0, to.1);
         Ok(())
     }

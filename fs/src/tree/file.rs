@@ -176,6 +176,7 @@ impl Tree {
         let handle = self.handles.get(fh)?;
         if handle.writes {
             self.flush_written(&handle.node);
+            self.note_written(&handle.node);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use crate::inode::{Node, ROOT};
 use crate::lock::{self, LOCK_NAME};
 use crate::refresh;
 use crate::source::Purpose;
+use crate::update::Origin;
 use poolfs_core::Role;
 use poolfs_core::catalog::{Entry as Listed, Vanished};
 use poolfs_core::store::Stamp;
@@ -23,7 +24,7 @@ use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The directory below `archives/` and `lists/` in which apt's methods work.
 const PARTIAL: &[u8] = b"partial";
@@ -37,11 +38,8 @@ const SPARE_BYTES: u64 = 16 * 1024 * 1024;
 impl Tree {
     /// Where ghosts are shown in that directory, if they are.
     fn ghost_place(&self, dir: &Node) -> Option<Place> {
-        if self.role != Role::Archives {
-            return None;
-        }
         if dir.id == ROOT {
-            return Some(Place::Archives);
+            return (self.role == Role::Archives).then_some(Place::Archives);
         }
         let links = self.table.links(dir.id);
         links.iter().any(|link| link.path == PARTIAL).then_some(Place::Partial)
@@ -49,7 +47,15 @@ impl Tree {
 
     /// What a lookup finds where nothing is on disk.
     pub(crate) fn look_up_ghost(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, caller: &Caller) -> Answer<Entry> {
-        let Some(place) = self.ghost_place(dir) else { return Answer::Ready(Err(Errno::NOENT.into())) };
+        let Some(place) = self.ghost_place(dir) else {
+            if dir.id == ROOT {
+                self.note_missed(name);
+            }
+            return Answer::Ready(Err(Errno::NOENT.into()));
+        };
+        if self.role == Role::Lists {
+            return self.look_up_index(dir, name, place, caller);
+        }
         if !name.as_bytes().ends_with(b".deb") && !name.as_bytes().ends_with(b".udeb") {
             return Answer::Ready(Err(Errno::NOENT.into()));
         }
@@ -69,6 +75,22 @@ impl Tree {
         self.show_ghost(dir, name, place, caller)
     }
 
+    /// As [`Self::look_up_ghost`] in `lists/partial/`. Only a configuration that is being read is waited for: the lists that
+    /// apt commits, one suite after the other, do not change what it asks for next.
+    fn look_up_index(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, place: Place, caller: &Caller) -> Answer<Entry> {
+        let Some(refresher) = self.refresher.as_ref().filter(|refresher| refresher.is_reconfiguring()) else {
+            return self.show_ghost(dir, name, place, caller);
+        };
+        let (tree, refresher) = (Arc::clone(self), Arc::clone(refresher));
+        let (dir, name, caller) = (Arc::clone(dir), name.to_os_string(), *caller);
+        Answer::Wait(Box::pin(async move {
+            if tokio::time::timeout(refresh::WAIT, refresher.reconfigured()).await.is_err() {
+                tracing::warn!("a lookup did not wait longer for apt's configuration");
+            }
+            tree.show_ghost(&dir, &name, place, &caller).get().await
+        }))
+    }
+
     fn show_ghost(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, place: Place, caller: &Caller) -> Answer<Entry> {
         match self.ghost_to_show(dir, name, place, caller) {
             Ok(Shown::Nothing) => Answer::Ready(Err(Errno::NOENT.into())),
@@ -86,7 +108,11 @@ impl Tree {
         if self.run.lock().is_hidden(&path) {
             return Ok(Shown::Nothing);
         }
-        let Some(listed) = self.in_catalog(self.parts.names.archive(name.as_bytes())) else { return Ok(Shown::Nothing) };
+        let listed = match self.role {
+            Role::Archives => self.in_catalog(self.parts.names.archive(name.as_bytes())),
+            Role::Lists => self.parts.names.index(name.as_bytes()),
+        };
+        let Some(listed) = listed else { return Ok(Shown::Nothing) };
         if place == Place::Archives {
             // Who browses looks at everything: that moves no file, and no apt works there.
             if !self.options.browse {
@@ -118,7 +144,9 @@ impl Tree {
         }
         let node = self.table.look_up_ghost(dir.id, name, || Ghost::new(listed, place, Arc::clone(dir), name));
         if place == Place::Partial {
-            self.run.lock().add(dir.id, name, &node, bytes);
+            // apt asks for one index after the other, so they are no plan whose bytes would have to fit together.
+            let planned = if self.role == Role::Lists { 0 } else { bytes };
+            self.run.lock().add(dir.id, name, &node, planned);
         }
         let attr = match (&node.ghost, node.backing()) {
             // Put in place since the directory was looked into.
@@ -151,7 +179,7 @@ impl Tree {
     }
 
     /// Whether so many more bytes fit the covered file system. Objects that are in the way go.
-    fn fits(&self, bytes: u64) -> Result<bool, FsError> {
+    pub(super) fn fits(&self, bytes: u64) -> Result<bool, FsError> {
         let wanted = bytes.saturating_add(SPARE_BYTES);
         let mut free = self.free_bytes()?;
         if wanted > free && self.make_room(wanted - free) {
@@ -186,7 +214,11 @@ impl Tree {
     /// Starts a ghost and, under apt's lock, all others of the plan. ENOENT if the plan does not fit the disk: then its
     /// ghosts are gone, and apt finds that out itself.
     fn start(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), FsError> {
-        let mut plan = self.run.lock().plan();
+        let mut plan = match self.role {
+            Role::Archives => self.run.lock().plan(),
+            // Some of what apt looks for there it only wants to be gone.
+            Role::Lists => Vec::new(),
+        };
         if !plan.iter().any(|other| other.id == node.id) {
             plan.push(Arc::clone(node));
         }
@@ -303,6 +335,7 @@ impl Tree {
             drop(names);
             if let Some(stamp) = recorded? {
                 tree.record_verified(&node, Arc::clone(fetched.sums()), stamp, Some(&ghost.entry), fetched.provenance());
+                tree.note_placed(ghost, Origin::Fetched(fetched.provenance()));
             }
             Ok(())
         })
@@ -329,6 +362,7 @@ impl Tree {
                 drop(names);
                 if let Some(stamp) = recorded {
                     self.record_verified(node, taken.sums, stamp, Some(&ghost.entry), taken.provenance);
+                    self.note_placed(ghost, Origin::Kept);
                 }
                 Ok(true)
             }
@@ -521,6 +555,12 @@ impl Tree {
         if !taken {
             return Err(FsError::LockHeld);
         }
+        if self.role == Role::Lists {
+            self.updates.lock().begin(Instant::now(), SystemTime::now());
+            if let Some(refresher) = &self.refresher {
+                refresher.reconfigure();
+            }
+        }
         // An update may have run where nobody saw it.
         if let Some(refresher) = self.refresher.as_ref().filter(|refresher| !refresher.is_followed()) {
             refresher.request(Vanished::Drop);
@@ -536,10 +576,13 @@ impl Tree {
                 ghost.stop_if_closed();
             }
         }
-        if self.role == Role::Lists
-            && let Some(refresher) = &self.refresher
-        {
-            refresher.request(Vanished::Drop);
+        if self.role == Role::Lists {
+            self.parts.names.forget_pending();
+            let unwanted = self.updates.lock().end(Instant::now());
+            drop(unwanted);
+            if let Some(refresher) = &self.refresher {
+                refresher.request(Vanished::Drop);
+            }
         }
     }
 
