@@ -1,5 +1,7 @@
 //! What every end-to-end test stands on.
 
+pub(crate) mod crowd;
+pub(crate) mod lan;
 pub(crate) mod mirror;
 pub(crate) mod mounts;
 pub(crate) mod process;
@@ -8,9 +10,11 @@ pub(crate) mod report;
 pub(crate) mod stage;
 pub(crate) mod sys;
 pub(crate) mod trixie;
+pub(crate) mod upstream;
 
 pub(crate) mod machine;
 
+pub(crate) use lan::{Host, Lan};
 pub(crate) use machine::{Apt, Machine, Options, Sources, workspace};
 pub(crate) use mirror::{Client, Fault, Gate, Mirror};
 pub(crate) use process::{Running, run};

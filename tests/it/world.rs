@@ -1,5 +1,6 @@
 //! The harness itself: without poolfs, its machines must behave as plain apt does, or the other tests prove nothing.
 
+use crate::harness::crowd::{Crowd, Terms};
 use crate::harness::{Apt, Client, Fault, Machine, Mirror, Options, Package, Repo, Sources, report, workspace};
 
 fn plain(apt: Apt) {
@@ -55,4 +56,23 @@ fn faults_hit_the_client_they_are_meant_for() {
     mirror.heal();
     machine.apt_get(&["install", "-y", "-d", "one"]).ok();
     assert_eq!(std::fs::read(machine.archives().join(one.archive_name())).unwrap(), one.bytes);
+}
+
+/// Bytes could not be told by machine if the mirror saw them all as one, and nothing would be shared if they did not see
+/// each other.
+#[test]
+fn hosts_of_a_wire_are_machines_of_their_own() {
+    let crowd = Crowd::new(2, vec![Package::new("one", "1", 100_000)], &Terms::default());
+    for machine in &crowd.machines {
+        machine.update();
+    }
+    crowd.download(1);
+    assert_eq!(crowd.mirror_bytes(0), 0);
+    assert_eq!(crowd.mirror_bytes(1), crowd.plan_bytes());
+    let neighbour = Mirror::at(crowd.hosts[1].listen(), crowd.mirror_root());
+    let ask = format!("curl --fail --silent --max-time 5 --output /dev/null {}/dists/stable/InRelease", neighbour.url());
+    crowd.hosts[0].run(&ask);
+    assert_eq!(neighbour.bytes_to(crowd.hosts[0].address), neighbour.log()[0].body_bytes);
+    crowd.hosts[1].plug(false);
+    crowd.hosts[0].run(&format!("! {ask}"));
 }

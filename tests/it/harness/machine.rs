@@ -2,7 +2,7 @@
 
 use super::mounts;
 use super::process::{Finished, await_exit, run, with_argument};
-use super::{LIMIT, Mirror, Repo, trixie};
+use super::{Host, LIMIT, Mirror, Repo, trixie};
 use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
@@ -30,6 +30,9 @@ pub(crate) enum Sources<'a> {
     Local(&'a Repo, &'a Mirror),
     /// The Debian mirror that the machine's own apt uses; trixie's in a trixie root.
     Debian,
+    /// Debian bookworm from a mirror of the test, see [`Mirror::debian`].
+    #[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
+    DebianBehind(&'a Mirror),
 }
 
 /// How a machine is made.
@@ -44,11 +47,13 @@ pub(crate) struct Options {
     pub(crate) quota: &'static str,
     /// Packages of the machine's own dpkg status that count as installed; empty: none. Only for [`Apt::Own`].
     pub(crate) copy_status_without: Option<&'static [&'static str]>,
+    /// Its place on a wire; `None`: the network of the test itself.
+    pub(crate) host: Option<Host>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { apt: Apt::Own, apt_conf: String::new(), poolfs_toml: String::new(), quota: "1 GiB", copy_status_without: None }
+        Self { apt: Apt::Own, apt_conf: String::new(), poolfs_toml: String::new(), quota: "1 GiB", copy_status_without: None, host: None }
     }
 }
 
@@ -79,6 +84,21 @@ pub(crate) struct SourceBytes {
     pub(crate) delta: u64,
 }
 
+/// The DHT's node in `poolfs status --json`.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
+pub(crate) struct Node {
+    pub(crate) v4: Option<NodeFamily>,
+    pub(crate) announced_keys: u64,
+}
+
+/// One address family of it.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
+pub(crate) struct NodeFamily {
+    pub(crate) nodes: u64,
+}
+
 /// `poolfs status --json`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Status {
@@ -88,6 +108,14 @@ pub(crate) struct Status {
     pub(crate) downloads: Vec<serde_json::Value>,
     pub(crate) catalog_entries: u64,
     pub(crate) hashed: u64,
+    /// Live members of the fleet, this machine among them.
+    #[serde(default)]
+    #[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
+    pub(crate) fleet_members: u64,
+    /// The DHT's node.
+    #[serde(default)]
+    #[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
+    pub(crate) node: Option<Node>,
     #[serde(default)]
     pub(crate) problems: Vec<String>,
 }
@@ -114,6 +142,7 @@ pub(crate) struct Machine {
     directory: TempDir,
     root: PathBuf,
     apt: Apt,
+    host: Option<Host>,
 }
 
 impl Machine {
@@ -123,7 +152,7 @@ impl Machine {
         let directory = workspace();
         let root = directory.path().join("root");
         fs::create_dir(&root).unwrap();
-        let machine = Self { directory, root, apt: options.apt };
+        let machine = Self { directory, root, apt: options.apt, host: options.host.clone() };
         match options.apt {
             Apt::Own => machine.lay_out_own(options),
             Apt::Trixie => machine.lay_out_trixie(),
@@ -211,6 +240,13 @@ impl Machine {
                 );
                 fs::write(parts.join("test.sources"), stanza).unwrap();
             }
+            Sources::DebianBehind(mirror) => {
+                let stanza = format!(
+                    "Types: deb\nURIs: {}\nSuites: bookworm\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
+                    mirror.url()
+                );
+                fs::write(parts.join("debian.sources"), stanza).unwrap();
+            }
             Sources::Debian if self.apt == Apt::Own => {
                 let (name, text) = trixie::debian_sources();
                 // A classic list is only read from the place of its name.
@@ -236,7 +272,7 @@ impl Machine {
         for line in dump.lines().filter(|line| kept.iter().any(|prefix| line.starts_with(prefix))) {
             writeln!(conf, "{line}").unwrap();
         }
-        conf.push_str("Acquire::http::Proxy::127.0.0.1 \"DIRECT\";\nAcquire::Languages \"none\";\nDebug::Acquire::http \"true\";\n");
+        conf.push_str("Acquire::http::Proxy::127.0.0.1 \"DIRECT\";\nAcquire::http::Proxy::10.99.0.254 \"DIRECT\";\nAcquire::Languages \"none\";\nDebug::Acquire::http \"true\";\n");
         if self.apt == Apt::Own {
             writeln!(conf, "DPkg::Options {{ \"--root={root}\"; \"--log=/dev/null\"; }};").unwrap();
         }
@@ -248,7 +284,7 @@ impl Machine {
         let toml = format!(
             "[[mount]]\nrole = \"archives\"\npath = {archives:?}\n\n[[mount]]\nrole = \"lists\"\npath = {lists:?}\n\n\
              [store]\nstate_dir = {state:?}\ncache_dir = {cache:?}\nquota = {quota:?}\n\n[control]\nsocket = {socket:?}\n\n\
-             [apt]\nsources = [{sources:?}]\nconfig = {conf:?}\n\n[net]\nlisten = \"127.0.0.1:0\"\ndiscovery = false\n{more}",
+             [apt]\nsources = [{sources:?}]\nconfig = {conf:?}\n\n[net]\n{net}{more}",
             archives = self.archives(),
             lists = self.lists(),
             state = self.state_dir(),
@@ -257,6 +293,10 @@ impl Machine {
             socket = self.socket(),
             sources = self.root.join("etc/apt/sources.list.d"),
             conf = self.apt_conf_path(),
+            net = match &self.host {
+                None => "listen = \"127.0.0.1:0\"\ndiscovery = false\n".to_owned(),
+                Some(host) => format!("listen = \"{}:9977\"\n", host.address),
+            },
             more = options.poolfs_toml,
         );
         fs::write(self.config(), toml).unwrap();
@@ -309,11 +349,16 @@ impl Machine {
         fs::read_to_string(self.state_dir().join("poolfs.log")).unwrap_or_default()
     }
 
+    /// A program in this machine's network.
+    fn program(&self, program: &str) -> Command {
+        self.host.as_ref().map_or_else(|| Command::new(program), |host| host.command(program))
+    }
+
     // --- poolfs
 
     /// `poolfs COMMAND --config FILE ARGUMENTS`, not started.
     pub(crate) fn poolfs_command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_poolfs"));
+        let mut command = self.program(env!("CARGO_BIN_EXE_poolfs"));
         let (first, rest) = arguments.split_first().expect("a command");
         command.arg(first).arg("--config").arg(self.config()).args(rest);
         command
@@ -376,8 +421,8 @@ impl Machine {
     /// A program as it runs on this machine: with the private apt configuration, in the root of its own if it has one.
     pub(crate) fn command<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S]) -> Command {
         let mut command = match self.apt {
-            Apt::Own => Command::new(program),
-            Apt::Trixie => Command::new("chroot"),
+            Apt::Own => self.program(program),
+            Apt::Trixie => self.program("chroot"),
         };
         match self.apt {
             Apt::Own => command.env("APT_CONFIG", self.apt_conf_path()),

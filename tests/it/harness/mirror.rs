@@ -4,10 +4,11 @@
 //! it waits for time; what must be slow waits on a [`Gate`] that the test opens.
 
 use super::LIMIT;
+use super::upstream::Upstream;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -103,6 +104,7 @@ pub(crate) struct Request {
     /// Without query, percent-decoded.
     pub(crate) path: String,
     pub(crate) client: Client,
+    pub(crate) from: IpAddr,
     pub(crate) range: Option<String>,
     /// Zero until the status line is written.
     pub(crate) status: u16,
@@ -121,6 +123,8 @@ struct State {
 #[derive(Debug)]
 struct Shared {
     root: PathBuf,
+    /// Asked once for what `root` has not.
+    upstream: Option<Upstream>,
     state: Mutex<State>,
     changed: Condvar,
     gates: Mutex<Vec<Gate>>,
@@ -131,13 +135,29 @@ struct Shared {
 pub(crate) struct Mirror {
     address: SocketAddr,
     shared: Arc<Shared>,
-    listener: Mutex<Option<std::thread::JoinHandle<()>>>,
+    listener: Mutex<Option<(TcpListener, std::thread::JoinHandle<()>)>>,
 }
 
 impl Mirror {
     pub(crate) fn new(root: &Path) -> Self {
-        let shared = Shared { root: root.to_owned(), state: Mutex::default(), changed: Condvar::new(), gates: Mutex::default() };
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::at(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(), root)
+    }
+
+    /// A mirror of `root` behind a socket that listens already.
+    pub(crate) fn at(listener: TcpListener, root: &Path) -> Self {
+        Self::of(listener, root, None)
+    }
+
+    /// A mirror of the real Debian archive, each file of which is fetched once and kept below `target/`.
+    #[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
+    pub(crate) fn debian(listener: TcpListener) -> Self {
+        let upstream = Upstream::new();
+        let root = upstream.kept.clone();
+        Self::of(listener, &root, Some(upstream))
+    }
+
+    fn of(listener: TcpListener, root: &Path, upstream: Option<Upstream>) -> Self {
+        let shared = Shared { root: root.to_owned(), upstream, state: Mutex::default(), changed: Condvar::new(), gates: Mutex::default() };
         let mirror = Self { address: listener.local_addr().unwrap(), shared: Arc::new(shared), listener: Mutex::new(None) };
         mirror.serve(listener);
         mirror
@@ -146,12 +166,14 @@ impl Mirror {
     fn serve(&self, listener: TcpListener) {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name("mirror".into());
+        let kept = listener.try_clone().unwrap();
         let handle = thread.spawn(move || {
-            for (number, stream) in (0_u64..).zip(listener.incoming().flatten()) {
+            for (number, stream) in (0_u64..).zip(listener.incoming()) {
                 let mut state = shared.state.lock();
                 if state.stopped {
                     return;
                 }
+                let Ok(stream) = stream else { continue };
                 state.connections.insert(number, stream.try_clone().unwrap());
                 drop(state);
                 let shared = Arc::clone(&shared);
@@ -161,7 +183,7 @@ impl Mirror {
                 });
             }
         });
-        *self.listener.lock() = Some(handle.unwrap());
+        *self.listener.lock() = Some((kept, handle.unwrap()));
     }
 
     /// `http://127.0.0.1:PORT`, no slash at the end.
@@ -199,10 +221,10 @@ impl Mirror {
         for gate in self.shared.gates.lock().iter() {
             gate.open();
         }
-        // Wakes `accept`, so that the listener sees the end and closes its socket.
-        let _ = TcpStream::connect(self.address);
-        if let Some(listener) = self.listener.lock().take() {
-            let _ = listener.join();
+        if let Some((listener, thread)) = self.listener.lock().take() {
+            // Wakes `accept`, so that the thread ends and closes its socket; a connection might not reach another namespace.
+            rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+            let _ = thread.join();
         }
     }
 
@@ -219,6 +241,12 @@ impl Mirror {
     /// How many requests `client` made for packages.
     pub(crate) fn debs_asked_by(&self, client: Client) -> usize {
         self.log().iter().filter(|request| request.method == "GET" && request.client == client && request.path.ends_with(".deb")).count()
+    }
+
+    /// Body bytes that were sent to that address.
+    pub(crate) fn bytes_to(&self, address: impl Into<IpAddr>) -> u64 {
+        let address = address.into();
+        self.log().iter().filter(|request| request.from == address).map(|request| request.body_bytes).sum()
     }
 
     pub(crate) fn forget_log(&self) {
@@ -273,6 +301,7 @@ impl Shared {
     fn converse(&self, number: u64, stream: TcpStream) -> io::Result<()> {
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut writer = stream;
+        let from = writer.peer_addr()?.ip();
         loop {
             let Some((request, headers)) = read_request(&mut reader)? else {
                 self.state.lock().connections.remove(&number);
@@ -283,7 +312,7 @@ impl Shared {
             let client = if agent.starts_with("Debian APT") { Client::Apt } else { Client::Poolfs };
             let path = percent_decoded(target.split('?').next().unwrap_or_default());
             let range = headers.get("range").cloned();
-            let entry = Request { method: method.clone(), path: path.clone(), client, range, status: 0, body_bytes: 0 };
+            let entry = Request { method: method.clone(), path: path.clone(), client, from, range, status: 0, body_bytes: 0 };
             let (index, fault) = {
                 let mut state = self.state.lock();
                 state.log.push(entry);
@@ -300,6 +329,9 @@ impl Shared {
             };
             if let Some(Fault::Stall(gate)) = &fault {
                 gate.pass();
+            }
+            if let Some(upstream) = &self.upstream {
+                upstream.have(&path);
             }
             let answer = self.answer(&target, &path, &headers, fault.as_ref());
             self.note(index, |request| request.status = answer.status);

@@ -1,0 +1,163 @@
+//! Several machines with poolfs on one wire, behind one mirror.
+
+#![allow(dead_code, reason = "what the tests of the swarm use comes with them")]
+
+use super::machine::{Machine, Options, Sources, workspace};
+use super::process::{Finished, Running};
+use super::repo::{Package, Published, Repo};
+use super::stage::assert_holds;
+use super::{Host, LIMIT, Lan, Mirror};
+use serde::Deserialize;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+use tempfile::TempDir;
+
+/// What the machines have in common.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Terms {
+    /// They share a fleet key.
+    pub(crate) fleet: bool,
+    /// Each machine's link and the mirror's, in Mbit/s.
+    pub(crate) mbit: Option<u32>,
+    /// More lines for `[net]` and the sections after it.
+    pub(crate) poolfs_toml: String,
+}
+
+/// One row of `poolfs peers --json`.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Peer {
+    pub(crate) address: String,
+    /// Bytes that it gave since the start.
+    pub(crate) bytes: u64,
+}
+
+/// Dropped in this order: machines before the mirror before the wire.
+#[derive(Debug)]
+pub(crate) struct Crowd {
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) mirror: Mirror,
+    pub(crate) packages: Vec<Published>,
+    repo: Repo,
+    _home: TempDir,
+    _lan: Lan,
+}
+
+impl Crowd {
+    /// `count` machines; nothing is mounted yet.
+    pub(crate) fn new(count: usize, packages: Vec<Package>, terms: &Terms) -> Self {
+        let lan = Lan::new();
+        let home = workspace();
+        let mut repo = Repo::new(home.path());
+        let packages = packages.into_iter().map(|package| repo.add(package)).collect();
+        repo.publish();
+        let mirror = Mirror::at(lan.listen(), repo.root());
+        let key = home.path().join("fleet.key");
+        fs::write(&key, "5a".repeat(32)).unwrap();
+        let hosts: Vec<Host> = (0..count).map(|_| lan.host()).collect();
+        let mut toml = terms.poolfs_toml.clone();
+        if terms.fleet {
+            toml += &format!("\n[fleet]\nkey_file = {key:?}\n");
+        }
+        let machine = |host: &Host| {
+            let options = Options { host: Some(host.clone()), poolfs_toml: toml.clone(), ..Options::default() };
+            Machine::new(&Sources::Local(&repo, &mirror), &options)
+        };
+        let machines = hosts.iter().map(machine).collect();
+        if let Some(mbit) = terms.mbit {
+            lan.shape_hub(mbit);
+            hosts.iter().for_each(|host| host.shape(mbit));
+        }
+        Self { machines, hosts, mirror, packages, repo, _home: home, _lan: lan }
+    }
+
+    /// Mounts on all machines, waits until they know each other, and updates apt's lists through the mounts.
+    #[track_caller]
+    pub(crate) fn up(&self, fleet: bool) {
+        self.machines.iter().for_each(Machine::up);
+        self.await_acquainted(fleet);
+        for machine in &self.machines {
+            machine.update();
+        }
+        self.mirror.forget_log();
+    }
+
+    /// Waits until each machine knows all others.
+    #[track_caller]
+    pub(crate) fn await_acquainted(&self, fleet: bool) {
+        let others = self.machines.len() as u64 - 1;
+        for machine in &self.machines {
+            await_status(machine, "knows the others", |status| if fleet { status.fleet_members > others } else { nodes(status) >= others });
+        }
+    }
+
+    /// `apt-get install -y -d` of everything in the repository, started on that machine.
+    pub(crate) fn start_download(&self, machine: usize) -> Running {
+        let names = self.packages.iter().map(|published| published.package.name.as_str());
+        let arguments: Vec<&str> = ["install", "-y", "-d"].into_iter().chain(names).collect();
+        Running::start(&mut self.machines[machine].command("apt-get", &arguments))
+    }
+
+    #[track_caller]
+    pub(crate) fn download(&self, machine: usize) -> Finished {
+        let finished = self.start_download(machine).wait();
+        self.assert_all_here(machine);
+        finished.ok()
+    }
+
+    /// Fails unless every package is on that machine with the bytes of the repository.
+    #[track_caller]
+    pub(crate) fn assert_all_here(&self, machine: usize) {
+        for published in &self.packages {
+            assert_holds(&self.machines[machine].archives().join(published.archive_name()), &published.bytes);
+        }
+    }
+
+    /// What the mirror serves.
+    pub(crate) fn mirror_root(&self) -> &Path {
+        self.repo.root()
+    }
+
+    /// Bytes of all packages.
+    pub(crate) fn plan_bytes(&self) -> u64 {
+        self.packages.iter().map(|published| published.bytes.len() as u64).sum()
+    }
+
+    /// Body bytes of packages that the mirror sent to that machine.
+    pub(crate) fn mirror_bytes(&self, machine: usize) -> u64 {
+        let from = std::net::IpAddr::from(self.hosts[machine].address);
+        let log = self.mirror.log();
+        log.iter().filter(|request| request.from == from && request.path.ends_with(".deb")).map(|request| request.body_bytes).sum()
+    }
+
+    /// Bytes that each machine gave to that one, by its own words.
+    #[track_caller]
+    pub(crate) fn given_to(&self, machine: usize) -> Vec<u64> {
+        let said = self.machines[machine].poolfs(&["peers", "--json"]).ok();
+        let peers: Vec<Peer> = serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{error}: {said}"));
+        let of = |host: &Host| {
+            let start = format!("{}:", host.address);
+            peers.iter().filter(|peer| peer.address.starts_with(&start)).map(|peer| peer.bytes).sum()
+        };
+        self.hosts.iter().map(of).collect()
+    }
+}
+
+fn nodes(status: &super::machine::Status) -> u64 {
+    status.node.as_ref().and_then(|node| node.v4.as_ref()).map_or(0, |family| family.nodes)
+}
+
+/// Waits until the machine's status satisfies `wanted`.
+#[track_caller]
+pub(crate) fn await_status(machine: &Machine, what: &str, wanted: impl Fn(&super::machine::Status) -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        // A program's start is pause enough between two looks.
+        let status = machine.status();
+        if wanted(&status) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}: {status:#?}");
+    }
+}
