@@ -56,14 +56,13 @@ impl Prefix {
     }
 }
 
-/// The /16 or /32 of an address: votes on this node's own address count once per group.
-pub fn voter_group(ip: IpAddr) -> [u8; 5] {
+/// Votes on this node's own address count once per group: the /16 or /32 of the voter; on a private network, which may be one
+/// such group as a whole, the voter's address.
+pub fn voter_group(ip: IpAddr, network: Network) -> IpAddr {
     match ip {
-        IpAddr::V4(v4) => [4, v4.octets()[0], v4.octets()[1], 0, 0],
-        IpAddr::V6(v6) => {
-            let o = v6.octets();
-            [6, o[0], o[1], o[2], o[3]]
-        }
+        _ if network == Network::Private => ip,
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & 0xffff_0000).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::from(u32::MAX) << 96)).into(),
     }
 }
 
@@ -164,6 +163,9 @@ mod tests {
         assert_eq!(Prefix::of("192.0.2.1".parse().unwrap()), Prefix::of("192.0.2.250".parse().unwrap()));
         assert_ne!(Prefix::of("192.0.2.1".parse().unwrap()), Prefix::of("192.0.3.1".parse().unwrap()));
         assert_eq!(Prefix::of("2001:db8:1:2::1".parse().unwrap()), Prefix::of("2001:db8:1:3::1".parse().unwrap()));
-        assert_eq!(voter_group("192.0.2.1".parse().unwrap()), voter_group("192.0.99.1".parse().unwrap()));
+        let group = |ip: &str, network| voter_group(ip.parse().unwrap(), network).to_string();
+        assert_eq!(group("192.0.2.1", Network::Public), "192.0.0.0");
+        assert_eq!(group("2001:db8:1:2::1", Network::Public), "2001:db8::");
+        assert_eq!(group("192.0.2.1", Network::Private), "192.0.2.1");
     }
 }

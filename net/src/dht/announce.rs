@@ -41,6 +41,9 @@ const BATCH_AGE_MAX: Duration = Duration::from_secs(4 * 60);
 /// Announces that wait to be sent; while there are more the sweep stands still.
 pub const OUTBOX_MAX: usize = 64;
 
+/// Withdrawals that wait to be sent, each of up to [`MORE_KEYS_MAX`] keys more; further ones are left to the contacts' expiry.
+pub const WITHDRAWALS_MAX: usize = 4_096;
+
 /// Announces that wait for a token.
 const WAITING_MAX: usize = 256;
 
@@ -126,6 +129,14 @@ struct Sweep {
     step: usize,
 }
 
+impl Sweep {
+    /// Forgets the known nodes that are farthest from where the sweep is.
+    fn keep_near(&mut self, key: &Id) {
+        self.known.sort_by_key(|n| n.info.id.distance(key));
+        self.known.truncate(KNOWN_MAX);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Announcer {
@@ -157,6 +168,11 @@ impl Announcer {
     pub(super) fn keys(&self) -> usize {
         self.keys.len()
     }
+
+    /// What is announced of this key, if it is announced.
+    pub(super) fn pv(&self, key: &Id) -> Option<Option<Arc<[u8]>>> {
+        self.keys.get(key).map(|state| state.pv.clone())
+    }
 }
 
 impl Node {
@@ -179,13 +195,24 @@ impl Node {
             };
             self.announcer.keys.insert(key, state);
         }
-        let gone: Vec<(Id, SocketAddr)> =
-            old.into_iter().flat_map(|(key, s)| s.placed.into_iter().flatten().map(move |p| (key, p.addr))).collect();
-        for (key, addr) in gone {
+        // A poolfs node takes many keys in one datagram.
+        let mut gone: BTreeMap<(SocketAddr, bool), Vec<Id>> = BTreeMap::new();
+        for (key, state) in old {
+            for placed in state.placed.into_iter().flatten() {
+                gone.entry((placed.addr, placed.poolfs)).or_default().push(key);
+            }
+        }
+        for ((addr, poolfs), keys) in gone {
             let known = |e: &&super::table::Entry| e.info.addr == addr;
             let id = self.tables[Family::of(addr) as usize].entries().find(known).map_or(Id::default(), |e| e.info.id);
             let to = NodeInfo { id, addr };
-            self.announcer.outbox.push_back(Outgoing { to, token: None, keys: vec![key], pv: None, withdraw: true, not_before: now });
+            for keys in keys.chunks(if poolfs { keys_max(None) } else { 1 }) {
+                if self.announcer.outbox.len() >= WITHDRAWALS_MAX {
+                    break;
+                }
+                let keys = keys.to_vec();
+                self.announcer.outbox.push_back(Outgoing { to, token: None, keys, pv: None, withdraw: true, not_before: now });
+            }
         }
         self.announcer.next_at = Some(now);
         self.run_announcer();
@@ -269,8 +296,7 @@ impl Node {
         }
         sweep.step += 1;
         sweep.known.retain(|n| now.saturating_duration_since(n.at) < BATCH_AGE_MAX);
-        sweep.known.sort_by_key(|n| n.info.id.distance(&key));
-        sweep.known.truncate(KNOWN_MAX);
+        sweep.keep_near(&key);
         let seeds: Vec<SeedNode> = sweep.known.iter().take(3 * K).copied().collect();
         let mut families = [false; 2];
         families[sweep.family as usize] = true;
@@ -302,6 +328,7 @@ impl Node {
                 None => sweep.known.push(asked),
             }
         }
+        sweep.keep_near(&key);
         let Some(state) = self.announcer.keys.get_mut(&key) else { return };
         let others = closest.iter().any(|c| !c.poolfs);
         state.due[f] = now
@@ -476,6 +503,7 @@ fn keys_max(pv: Option<&[u8]>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     /// A batch must fit its datagram with the longest token, whatever its `pv` is.
@@ -495,5 +523,97 @@ mod tests {
             assert!(message.encode().is_ok(), "{} keys", keys_max(pv.as_deref()));
         }
         assert_eq!(keys_max(Some(&[0; 46])), 1 + 48);
+    }
+
+    /// A node with 400 friends that it announced to, and nobody answers any more.
+    fn announcing(friends: usize, poolfs: bool, keys: usize) -> (Node, Instant) {
+        let now = Instant::now();
+        let mut config = super::super::Config::new([1; 32], [2; 32], super::super::Network::Private, 9977);
+        config.announce_keys_max = 10_000;
+        let mut node = Node::new(config, now, 0);
+        for n in 0..keys {
+            let mut key = [0; 20];
+            key[..8].copy_from_slice(&n.to_be_bytes());
+            let addr = |at: usize| (std::net::Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(at).unwrap()), 7777).into();
+            let placed = (0..K).map(|k| Placed { addr: addr((n * K + k) % friends), poolfs, at: now }).collect();
+            let state = KeyState { pv: None, due: [now; 2], placed: [placed, Vec::new()], outstanding: 0, acknowledged: 0 };
+            node.announcer.keys.insert(Id(key), state);
+        }
+        (node, now)
+    }
+
+    /// Withdrawing all at once from nodes whose tokens are old: what waits for a token, and what waits for that, is bounded.
+    #[test]
+    fn withdrawals_are_bounded() {
+        let (mut node, now) = announcing(8_000, false, 3_000);
+        node.set_announces(Vec::new(), now);
+        assert!(node.announcer.outbox.len() <= WITHDRAWALS_MAX, "{}", node.announcer.outbox.len());
+        let mut waiting = 0;
+        for step in 1..=3_000 {
+            node.tick(now + Duration::from_millis(10) * step);
+            while node.poll().is_some() {}
+            waiting = waiting.max(node.announcer.waiting.len());
+        }
+        assert_eq!(waiting, WAITING_MAX, "50 a second, each waited for 6 s at least");
+        // poolfs nodes are told of many keys in one datagram.
+        let (mut node, now) = announcing(K, true, 490);
+        node.set_announces(Vec::new(), now);
+        assert_eq!(node.announcer.outbox.len() + node.announcer.waiting.len(), K * 490_usize.div_ceil(keys_max(None)));
+    }
+
+    /// A sweep past 2,000 nodes remembers those that are near, and its batches and what waits to be sent keep to their bounds.
+    #[test]
+    fn a_sweep_is_bounded() {
+        let (mut node, now) = announcing(K, true, 1);
+        node.announcer.keys.clear();
+        let id = |n: u32| Id(std::array::from_fn(|at| n.wrapping_mul(2_654_435_761).to_be_bytes()[at % 4]));
+        let nodes: Vec<NodeInfo> =
+            (0..2_000).map(|n| NodeInfo { id: id(n), addr: (std::net::Ipv4Addr::from_bits(0x0a00_0000 + n), 7777).into() }).collect();
+        node.assume_answered(&nodes[..100], true, Duration::from_millis(1), now);
+        node.set_announces((0..1_500).map(|n| AnnounceKey { key: id(n * 3 + 1), pv: None }).collect(), now);
+        let (mut known, mut batches, mut outbox) = (0, 0, 0);
+        let mut at = now;
+        for _ in 0..20_000 {
+            let mut quiet = true;
+            while let Some(action) = node.poll() {
+                let super::super::Action::Send { to, bytes } = action else { continue };
+                let message = crate::krpc::Message::decode(&bytes).unwrap();
+                let crate::krpc::Body::Query { verb, .. } = message.body else { continue };
+                let Some(asked) = nodes.iter().find(|n| n.addr == to) else { continue };
+                let mut reply = crate::krpc::Reply { id: asked.id, token: Some(vec![1; 8]), ..crate::krpc::Reply::default() };
+                if let Verb::GetPeers { key: target, .. } | Verb::FindNode { target, .. } = verb {
+                    let mut near = nodes.clone();
+                    near.sort_by_key(|n| n.id.distance(&target));
+                    reply.nodes = near[..K].to_vec();
+                }
+                let body = crate::krpc::Body::Reply(Box::new(reply));
+                let answer = crate::krpc::Message { body, version: Some(crate::krpc::VERSION), ..message };
+                node.datagram(to, &answer.encode().unwrap(), at);
+                quiet = false;
+            }
+            if let Some(sweep) = &node.announcer.sweep {
+                known = known.max(sweep.known.len());
+                batches = batches.max(sweep.batches.len());
+            }
+            outbox = outbox.max(node.announcer.outbox.len());
+            if quiet {
+                at = node.next_timeout().max(at);
+                node.tick(at);
+            }
+        }
+        assert_eq!(known, KNOWN_MAX);
+        assert!(batches > OUTBOX_MAX && batches <= (FORGET_AFTER_KEYS + 2) * K, "{batches}");
+        assert!(outbox > 0 && outbox <= OUTBOX_MAX + (FORGET_AFTER_KEYS + 2) * K, "{outbox}");
+    }
+
+    /// Forty nodes that say they took a key: the withdrawal goes to the last of them.
+    #[test]
+    fn placed_is_bounded() {
+        let (mut node, _) = announcing(1, true, 1);
+        let key = *node.announcer.keys.keys().next().unwrap();
+        for n in 0..40 {
+            node.announce_ended(&[key], (std::net::Ipv4Addr::new(10, 9, 9, n), 7777).into(), Some(true));
+        }
+        assert_eq!(node.announcer.keys[&key].placed[0].len(), PLACED_MAX);
     }
 }

@@ -1,7 +1,7 @@
 //! Lookups: walks of both families towards one key, what they find on the way, and storing at their end.
 
 pub(super) use super::LookupId;
-use super::address::{self, Family};
+use super::address::{self, Family, Network};
 use super::announce::SeedNode;
 use super::query::{Budget, NotSent, Purpose};
 use super::table::K;
@@ -28,7 +28,7 @@ pub const QUERIES_MAX: u32 = 200;
 pub const DETAILS_MAX: usize = 2;
 
 /// Lookups whose duration the status is computed from.
-const RECENT_MAX: usize = 256;
+pub(super) const RECENT_MAX: usize = 256;
 
 /// What a lookup is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -283,12 +283,18 @@ impl Node {
     }
 
     pub(super) fn walk_answered(&mut self, id: LookupId, expected: Option<Id>, node: NodeInfo, poolfs: bool, reply: Reply) {
-        if let Some(other) = expected.filter(|id| *id != node.id) {
-            self.walk_failed(id, NodeInfo { id: other, addr: node.addr });
-            return;
-        }
         let family = Family::of(node.addr);
         let network = self.config.network;
+        if let Some(other) = expected.filter(|id| *id != node.id) {
+            let asked = NodeInfo { id: other, addr: node.addr };
+            // A node takes another id when it learns its address (BEP 42), and others tell of the old one for hours. On a
+            // public network an id that its address does not allow may have been made for this very key.
+            let fits = network == Network::Private || node.id.fits_address(node.addr.ip());
+            if !fits || !self.walk_mut(id, node.addr).is_some_and(|walk| walk.renamed(&asked, node)) {
+                self.walk_failed(id, asked);
+                return;
+            }
+        }
         let told = if family == Family::V4 { &reply.nodes } else { &reply.nodes6 };
         let nodes: Vec<NodeInfo> =
             told.iter().filter(|n| Family::of(n.addr) == family && address::is_usable(n.addr, network)).copied().collect();
@@ -377,9 +383,10 @@ impl Node {
     }
 
     fn tell_found(&mut self, id: LookupId, contacts: Vec<FoundContact>) {
-        let Some(lookup) = self.lookups.get_mut(&id) else { return };
         let mut new = Vec::new();
-        for contact in contacts {
+        let own = Family::ALL.map(|family| self.own_contact(family));
+        let Some(lookup) = self.lookups.get_mut(&id) else { return };
+        for contact in contacts.into_iter().filter(|contact| !own.contains(&Some(contact.addr))) {
             let detailed = contact.pv.is_some();
             let full = lookup.found.len() >= FOUND_MAX;
             match lookup.found.get_mut(&contact.addr) {

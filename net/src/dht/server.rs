@@ -5,6 +5,7 @@
 //! [`ITEM_GETS_PER_SECOND`] times in all. A node that is read-only answers nobody.
 
 use super::address::{self, Family};
+use super::peers::Way;
 use super::query::{Budget, Purpose};
 use super::rtt::Bucket;
 use super::storage::Kept;
@@ -38,11 +39,14 @@ pub const DIALS_MAX: usize = 32;
 /// Connections that this node tries for others in a second.
 const DIALS_PER_SECOND: f32 = 1.0;
 
-/// Pause between two connections to one address; at most [`DIALLED_MAX`] addresses are remembered.
+/// Pause between two connections to one address. At most [`DIALLED_MAX`] addresses are remembered, so no more are dialled in it.
 const DIAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// See [`DIAL_PAUSE`].
-const DIALLED_MAX: usize = 256;
+pub(super) const DIALLED_MAX: usize = 48;
+
+/// What the verbs of the fleet's protocol begin with.
+const EXTENSION: &[u8] = b"pf_";
 
 /// Bencoded length of one contact in `values`, `pvs` with an empty string not counted.
 fn value_bytes(family: Family) -> usize {
@@ -109,6 +113,9 @@ impl Node {
         }
         match Message::decode(bytes) {
             Ok(Message { transaction, read_only, version, body: Body::Query { id, verb }, .. }) => {
+                if matches!(&verb, Verb::Other { name, .. } if name.starts_with(EXTENSION)) && self.members.has(&from.ip()) {
+                    return self.on_member(from, transaction, bytes);
+                }
                 if !self.inbound.take(from.ip(), self.now) {
                     self.counters.limited += 1;
                     return;
@@ -116,10 +123,22 @@ impl Node {
                 let poolfs = version.is_some_and(|v| v[..2] == VERSION[..2]);
                 self.on_query(from, bytes, transaction, NodeInfo { id, addr: from }, read_only, poolfs, verb);
             }
+            Ok(message) if self.members.has(&from.ip()) && !self.is_pending(&message.transaction) => {
+                return self.on_member(from, message.transaction, bytes);
+            }
             Ok(message) => self.on_answer(from, message),
             Err(malformed) => self.on_malformed(from, bytes.len(), &malformed),
         }
         self.pump_all_if_due();
+    }
+
+    /// A datagram of the fleet's protocol from a live member.
+    fn on_member(&mut self, from: SocketAddr, transaction: Transaction, bytes: &[u8]) {
+        if self.members.take(&from.ip(), Way::In, self.now) == Some(true) {
+            self.event(Event::Extension { from, transaction, bytes: bytes.to_vec() });
+        } else {
+            self.counters.limited += 1;
+        }
     }
 
     fn on_malformed(&mut self, from: SocketAddr, query_bytes: usize, malformed: &Malformed) {
@@ -201,7 +220,7 @@ impl Node {
                 }
             },
             Verb::Dial { port, token } => self.on_dial(from, transaction, bytes.len(), port, &token),
-            Verb::Other { name, .. } if name.starts_with(b"pf_") => {
+            Verb::Other { name, .. } if name.starts_with(EXTENSION) => {
                 self.event(Event::Extension { from, transaction, bytes: bytes.to_vec() })
             }
             Verb::Other { .. } => self.refuse(from, transaction, bytes.len(), (code::METHOD, "unknown method")),
@@ -245,7 +264,9 @@ impl Node {
         let (pv, statements) = details;
         let token = Some(self.tokens.make(from.ip()).to_vec());
         let mut reply = Reply { id: self.ids[family as usize], token, ..Reply::default() };
-        let with_details = (pv && self.store.has_contacts(key, family, self.now)) || statements;
+        // What this node announces itself: it is the surest contact, and it may be among the closest to the key.
+        let own = self.own_contact(family).and_then(|addr| Some((addr, self.announcer.pv(key)?)));
+        let with_details = (pv && (own.is_some() || self.store.has_contacts(key, family, self.now))) || statements;
         if !with_details {
             (reply.nodes, reply.nodes6) = self.nodes_for(key, want, family);
             if reply.nodes.len() + reply.nodes6.len() > K && bytes_max < DATAGRAM_BYTES_OUT_MAX {
@@ -269,14 +290,22 @@ impl Node {
         let each = value_bytes(family);
         room = room.saturating_sub(if pv { VALUES_BYTES + PVS_BYTES } else { VALUES_BYTES });
         let count_max = room / if pv { each + string_bytes(0) } else { each };
-        for contact in self.store.sample(key, family, count_max, self.now, &mut self.rng) {
-            let about: &[u8] = contact.pv.as_deref().filter(|_| pv).unwrap_or_default();
+        let stored = self
+            .store
+            .sample(key, family, count_max, self.now, &mut self.rng)
+            .into_iter()
+            .map(|contact| (contact.addr, contact.pv.clone()));
+        for (addr, about) in own.into_iter().chain(stored) {
+            if reply.values.contains(&addr) {
+                continue;
+            }
+            let about: &[u8] = about.as_deref().filter(|_| pv).unwrap_or_default();
             let bytes = each + if pv { string_bytes(about.len()) } else { 0 };
             if bytes > room {
                 continue;
             }
             room -= bytes;
-            reply.values.push(contact.addr);
+            reply.values.push(addr);
             if pv {
                 reply.pvs.push(about.to_vec());
             }

@@ -9,6 +9,8 @@ use crate::krpc::statement::Kind as Said;
 use crate::krpc::{Announce, Body, Message, Reply, STATEMENT_BYTES, Statement, VERSION, Verb, Want, item_target};
 use ed25519_dalek::SigningKey;
 
+mod own;
+
 const UNIX: u64 = 1_800_000_000;
 
 fn addr(text: &str) -> SocketAddr {
@@ -562,6 +564,26 @@ fn dials_only_the_asker() {
         bench.at += Duration::from_millis(1_100);
     }
     assert_eq!(served, DIALS_MAX);
+    // However quickly the connections end: the addresses of the last minute are not forgotten.
+    let mut bench = Bench::new(Network::Private, Schedule::Adapted);
+    let mut served = 0;
+    for n in 1..=118_u8 {
+        let from = addr(&format!("192.168.101.{n}:7777"));
+        let token = bench.token(from);
+        let now = bench.now();
+        bench.node.datagram(from, &query(Verb::Dial { port: 9977, token }).encode().unwrap(), now);
+        let tickets = std::iter::from_fn(|| bench.node.poll()).filter_map(|a| match a {
+            Action::Dial { ticket, .. } => Some(ticket),
+            _ => None,
+        });
+        for ticket in tickets.collect::<Vec<_>>() {
+            served += 1;
+            bench.node.dial_result(ticket, true, now);
+        }
+        bench.drain();
+        bench.at += Duration::from_millis(500);
+    }
+    assert_eq!(served, server::DIALLED_MAX, "in 59 s");
 }
 
 /// The id follows the address that three networks agree on, and keeps the key's bytes.

@@ -69,7 +69,7 @@ pub(super) struct Upkeep {
     last_bucket: [usize; 2],
     save_at: Instant,
     last_answer: Option<Instant>,
-    votes: [VecDeque<([u8; 5], IpAddr)>; 2],
+    votes: [VecDeque<(IpAddr, IpAddr)>; 2],
     own: [Option<IpAddr>; 2],
     proved: Option<Instant>,
     dial_back_at: Instant,
@@ -112,6 +112,10 @@ impl Upkeep {
 
     pub(super) fn own_addresses(&self) -> [Option<IpAddr>; 2] {
         self.own
+    }
+
+    pub(super) fn own_address(&self, family: Family) -> Option<IpAddr> {
+        self.own[family as usize]
     }
 
     pub(super) fn last_answer(&self) -> Option<Instant> {
@@ -314,7 +318,7 @@ impl Node {
         if own.is_ipv4() != (family == Family::V4) {
             return;
         }
-        let group = voter_group(voter);
+        let group = voter_group(voter, self.config.network);
         let votes = &mut self.upkeep.votes[f];
         votes.retain(|(known, _)| *known != group);
         if votes.len() == VOTES_MAX {
@@ -333,6 +337,12 @@ impl Node {
             self.tables[f].rebuild(id, self.now);
             self.event(Event::IdChanged(family, id));
         }
+    }
+
+    /// Where others get pieces from this machine, as far as others have told it.
+    pub(super) fn own_contact(&self, family: Family) -> Option<SocketAddr> {
+        let contact = SocketAddr::new(self.upkeep.own_address(family)?, self.config.port);
+        address::is_usable(contact, self.config.network).then_some(contact)
     }
 
     // --- being reachable
@@ -383,5 +393,41 @@ impl Node {
     pub(super) fn ask_dial_back(&mut self, node: NodeInfo, token: Vec<u8>) {
         let verb = Verb::Dial { port: self.config.port, token };
         let _next_time = self.query(node.addr, Some(node.id), verb, Purpose::DialBack, Budget::Upkeep);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::super::Config;
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn node() -> (Node, Instant) {
+        let now = Instant::now();
+        (Node::new(Config::new([1; 32], [2; 32], Network::Private, 9977), now, 0), now)
+    }
+
+    fn at(n: u32) -> SocketAddr {
+        (Ipv4Addr::from_bits(0x0a00_0000 + n), 7777).into()
+    }
+
+    /// What strangers can say of this machine, and what they can make it remember, ends at its constants.
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let (mut node, now) = node();
+        let many: Vec<SocketAddr> = (1..200).map(at).collect();
+        node.bootstrap(&many, now);
+        assert_eq!(node.upkeep.bootstrap, many[many.len() - BOOTSTRAP_MAX..], "the latest are kept");
+        for n in 1..200 {
+            // Each of another network, each with another opinion.
+            node.vote(Family::V4, Ipv4Addr::from_bits(0x0100_0000 * n).into(), at(n).ip());
+            node.upkeep.is_self(at(n));
+        }
+        assert_eq!((node.upkeep.votes[0].len(), node.upkeep.selves.len()), (VOTES_MAX, SELF_MAX));
+        assert!(node.upkeep.knows_self(at(199)) && !node.upkeep.knows_self(at(1)), "the latest are kept");
+        let told = (1..200).filter(|n| node.upkeep.tell_clone(at(*n), now)).count();
+        assert_eq!(told, SELF_MAX, "in an hour");
+        assert!(node.upkeep.tell_clone(at(200), now + Duration::from_secs(3_601)));
     }
 }

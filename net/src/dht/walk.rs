@@ -142,6 +142,24 @@ impl Walk {
         }
     }
 
+    /// The node that was asked as `old` says that it is `new`, at the same address: it takes a new place in the order. Returns
+    /// whether it was asked and can count under the new id.
+    pub fn renamed(&mut self, old: &NodeInfo, new: NodeInfo) -> bool {
+        let Some(at) = self.candidates.iter().position(|c| c.info == *old && matches!(c.state, State::Waiting | State::Silent)) else {
+            return false;
+        };
+        if new.id == self.own || self.candidates.iter().any(|c| c.info.id == new.id) {
+            self.candidates[at].state = State::Failed;
+            return false;
+        }
+        let mut candidate = self.candidates.remove(at);
+        candidate.info = new;
+        let distance = new.id.distance(&self.target);
+        let at = self.candidates.partition_point(|c| c.info.id.distance(&self.target) < distance);
+        self.candidates.insert(at, candidate);
+        true
+    }
+
     /// Answered, late or in time. Returns its hop; `None` if nothing was asked of it or it had answered already.
     pub fn answered(&mut self, info: &NodeInfo, nodes: &[NodeInfo], token: Option<Vec<u8>>, poolfs: bool) -> Option<u8> {
         let candidate = self.find(info).filter(|c| c.state != State::Answered && c.state != State::Fresh)?;

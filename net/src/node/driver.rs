@@ -9,7 +9,7 @@ use crate::krpc::{Id, NodeInfo};
 use crate::netdb::{self, KeyOrigin, NetDb, SavedNode};
 use ed25519_dalek::SigningKey;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
@@ -51,6 +51,7 @@ pub(super) enum Command {
     Cancel(u64),
     SetAnnounces(Vec<AnnounceKey>),
     SendRaw(SocketAddr, Vec<u8>),
+    SetMembers(Vec<IpAddr>),
     Status(oneshot::Sender<Snapshot>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -83,6 +84,7 @@ pub(super) struct Driver {
     pings: HashMap<PingId, oneshot::Sender<Option<Pong>>>,
     lookups: HashMap<LookupId, Waiting>,
     announces: Vec<AnnounceKey>,
+    members: Vec<IpAddr>,
     dials: JoinSet<(DialTicket, bool)>,
     /// The database's work; at most one piece at a time.
     saving: JoinSet<()>,
@@ -133,6 +135,7 @@ impl Driver {
             pings: HashMap::new(),
             lookups: HashMap::new(),
             announces: Vec::new(),
+            members: Vec::new(),
             dials: JoinSet::new(),
             saving: JoinSet::new(),
             meter: Meter::default(),
@@ -330,7 +333,12 @@ impl Driver {
                 self.announces.clone_from(&keys);
                 self.node.set_announces(keys, now);
             }
-            Command::SendRaw(to, bytes) => self.node.send_raw(to, bytes),
+            // What the rate holds back is lost like any datagram, and counted.
+            Command::SendRaw(to, bytes) => drop(self.node.send_raw(to, bytes, now)),
+            Command::SetMembers(addresses) => {
+                self.node.set_members(addresses.iter().copied(), now);
+                self.members = addresses;
+            }
             Command::Status(reply) => {
                 let status = self.node.status();
                 let rates = self.meter.rates(now, status.counters);
@@ -388,6 +396,7 @@ impl Driver {
         self.dials = JoinSet::new();
         self.begin(&known);
         self.node.set_announces(self.announces.clone(), now);
+        self.node.set_members(self.members.iter().copied(), now);
     }
 }
 
