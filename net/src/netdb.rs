@@ -7,6 +7,7 @@
 //! The file holds a secret key and is created readable by its owner alone. One connection behind [`Db`]'s lock; calls may wait for
 //! the disk, so callers in tasks go through `spawn_blocking`.
 
+use crate::swarm::fleet::MemberId;
 use ed25519_dalek::SigningKey;
 use poolfs_core::db::{Db, DbError};
 use rusqlite::{OptionalExtension as _, params};
@@ -24,11 +25,14 @@ pub const FILE_NAME: &str = "net.db";
 /// Nodes kept per address family: more than a routing table holds in any network seen (8 in each of some 30 buckets).
 pub const SAVED_NODES_MAX: usize = 512;
 
+/// Members of the fleet kept: enough that one of them answers.
+pub const SAVED_MEMBERS_MAX: usize = 512;
+
 /// Where systemd keeps the machine's id, see machine-id(5).
 const MACHINE_ID: &str = "/etc/machine-id";
 
 /// Each migration brings the schema from version `index` to `index + 1`. Never edit one that was released: add another.
-const MIGRATIONS: &[&str] = &[include_str!("netdb/0001.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("netdb/0001.sql"), include_str!("netdb/0002.sql")];
 
 /// Why the network side's database cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -184,6 +188,36 @@ impl NetDb {
     }
 }
 
+impl NetDb {
+    /// Replaces the saved members of the fleet; past [`SAVED_MEMBERS_MAX`] the rest is left out.
+    pub fn save_members(&self, members: &[(MemberId, SocketAddr)]) -> Result<(), NetDbError> {
+        self.db.transaction(|tx| {
+            tx.execute("DELETE FROM member", [])?;
+            let mut insert = tx.prepare_cached("INSERT OR REPLACE INTO member (id, address, port) VALUES (?1, ?2, ?3)")?;
+            for (id, contact) in members.iter().take(SAVED_MEMBERS_MAX) {
+                match contact.ip() {
+                    IpAddr::V4(ip) => insert.execute(params![id.0, ip.octets(), contact.port()])?,
+                    IpAddr::V6(ip) => insert.execute(params![id.0, ip.octets(), contact.port()])?,
+                };
+            }
+            Ok(())
+        })
+    }
+
+    /// Where the saved members of the fleet were, in no order.
+    pub fn saved_members(&self) -> Result<Vec<SocketAddr>, NetDbError> {
+        let reader = self.db.reader()?;
+        let mut statement = reader.prepare_cached("SELECT address, port FROM member")?;
+        let rows = statement.query_map([], |row| {
+            let address: Vec<u8> = row.get(0)?;
+            let v4 = <[u8; 4]>::try_from(address.as_slice()).map(|octets| IpAddr::from(Ipv4Addr::from(octets)));
+            let ip = v4.or_else(|_| <[u8; 16]>::try_from(address.as_slice()).map(|octets| Ipv6Addr::from(octets).into()));
+            Ok((ip.expect("the schema has addresses of 4 and 16 bytes"), row.get(1)?))
+        })?;
+        Ok(rows.map(|row| row.map(SocketAddr::from)).collect::<Result<_, _>>()?)
+    }
+}
+
 fn write_new_key(tx: &rusqlite::Transaction<'_>, machine: Option<[u8; 32]>) -> rusqlite::Result<SigningKey> {
     let secret: [u8; 32] = rand::random();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
@@ -241,6 +275,26 @@ mod tests {
         let replaced = NetDb::open(dir.path()).unwrap().replace_identity(Some([2; 32])).unwrap().to_bytes();
         assert_ne!(second, replaced);
         assert_eq!(check(Some([2; 32])), (replaced, KeyOrigin::Kept));
+    }
+
+    /// A machine whose seeds are gone would be alone after a restart.
+    #[test]
+    fn members_are_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = NetDb::open(dir.path()).unwrap();
+        let at = |n: u16| (MemberId([n.to_be_bytes()[1]; 20]), SocketAddr::from(([10, 0, 0, 1], 1024 + n)));
+        let v6 = (MemberId([9; 20]), "[2001:db8::1]:9977".parse().unwrap());
+        db.save_members(&[at(1), v6]).unwrap();
+        assert_eq!(db.saved_members().unwrap(), [at(1).1, v6.1]);
+        db.save_members(&[at(2)]).unwrap();
+        assert_eq!(db.saved_members().unwrap(), [at(2).1]);
+        let ids = (0..=u16::try_from(SAVED_MEMBERS_MAX).unwrap()).map(|n| {
+            let mut id = [0; 20];
+            id[..2].copy_from_slice(&n.to_be_bytes());
+            (MemberId(id), at(n).1)
+        });
+        db.save_members(&ids.collect::<Vec<_>>()).unwrap();
+        assert_eq!(db.saved_members().unwrap().len(), SAVED_MEMBERS_MAX);
     }
 
     /// A world-readable file would give the secret key away, also through the journal beside it.

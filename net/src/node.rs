@@ -127,6 +127,15 @@ pub struct Pong {
     pub poolfs: bool,
 }
 
+/// What goes to the fleet, see [`Dht::tap`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tapped {
+    /// A datagram of the fleet's, unchecked.
+    Datagram(SocketAddr, Vec<u8>),
+    /// An address at which discovery presumes a node.
+    Contact(SocketAddr),
+}
+
 /// What a lookup finds on its way.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finding {
@@ -338,6 +347,12 @@ impl Dht {
     /// Tells who the live members of the fleet are, replacing whom was told before; see [`dht::Node::set_members`].
     pub async fn set_members(&self, addresses: Vec<IpAddr>) -> Result<(), NodeError> {
         self.send(Command::SetMembers(addresses)).await
+    }
+
+    /// Has the fleet's datagrams and the addresses of discovery sent to `tap`, and announces the fleet's key beside the others.
+    /// When the node ends the channel is closed.
+    pub async fn tap(&self, tap: mpsc::Sender<Tapped>, topic: Option<Id>) -> Result<(), NodeError> {
+        self.send(Command::Tap(tap, topic)).await
     }
 
     /// How the node is.

@@ -27,5 +27,6 @@ pub use about::{ABOUT_BYTES_MAX, About, ClaimError, DeltaClaim, Facts, NoFacts};
 pub use auth::{AUTH_HEADER, Auth, Signed};
 pub use client::{ClientLimits, PeerClient, PeerError};
 pub use partials::{Partial, Partials};
+pub(crate) use server::prefixes_of_machine;
 pub use server::{Near, PeerServer, ServeError, ServerCounters, ServerLimits, ServerParts};
 pub use shelf::{Audience, Shelf, Shelved};

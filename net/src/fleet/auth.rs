@@ -194,17 +194,10 @@ struct Seen {
 }
 
 impl Gate {
-    /// Nothing was seen yet. After a restart tags of the minutes before would pass once more: they are refused by their time,
-    /// see [`Self::since`].
+    /// Nothing was seen yet. A restart forgets what was seen, so that a question of the last minutes passes once more; all
+    /// that members ask may be asked twice.
     pub fn new(key: FleetKey) -> Self {
         Self { key, seen: Mutex::default() }
-    }
-
-    /// Refuses what was tagged before `now_s`, when another run may have taken it.
-    #[must_use]
-    pub fn since(self, now_s: u64) -> Self {
-        self.seen.lock().floor = now_s / SLOT_S;
-        self
     }
 
     /// The key.
@@ -328,7 +321,6 @@ mod tests {
         assert_eq!(Gate::new(FleetKey::new([1; 32])).check(&tag, NOW, &parts), Err(Refused::Key));
         assert_eq!(gate.check(&tag, NOW + 299, &parts), Ok(nonce(1)));
         assert_eq!(gate.check(&tag, NOW + 299, &parts), Err(Refused::Replayed));
-        assert_eq!(Gate::new(key()).since(NOW + 20).check(&tag, NOW + 20, &parts), Err(Refused::Time), "of another run");
     }
 
     /// An answer kept from another question, or made without the key, would send this machine where a stranger likes.

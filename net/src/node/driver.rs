@@ -2,9 +2,10 @@
 
 use super::snapshot::Meter;
 use super::sockets::Sockets;
-use super::{Finding, NodeError, NodeOptions, Pong, Snapshot, StartError};
+use super::{Finding, NodeError, NodeOptions, Pong, Snapshot, StartError, Tapped};
 use crate::dht::{Action, AnnounceKey, Config, DialTicket, Event, Family, LookupId, Node, Outcome, PingId};
 use crate::discovery::{self, Standing};
+use crate::fleet::wire::is_fleet;
 use crate::krpc::{Id, NodeInfo};
 use crate::netdb::{self, KeyOrigin, NetDb, SavedNode};
 use ed25519_dalek::SigningKey;
@@ -52,6 +53,7 @@ pub(super) enum Command {
     SetAnnounces(Vec<AnnounceKey>),
     SendRaw(SocketAddr, Vec<u8>),
     SetMembers(Vec<IpAddr>),
+    Tap(mpsc::Sender<Tapped>, Option<Id>),
     Status(oneshot::Sender<Snapshot>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -85,6 +87,9 @@ pub(super) struct Driver {
     lookups: HashMap<LookupId, Waiting>,
     announces: Vec<AnnounceKey>,
     members: Vec<IpAddr>,
+    /// The fleet's: its datagrams go there, and its key is announced beside the others.
+    tap: Option<mpsc::Sender<Tapped>>,
+    topic: Option<Id>,
     dials: JoinSet<(DialTicket, bool)>,
     /// The database's work; at most one piece at a time.
     saving: JoinSet<()>,
@@ -136,6 +141,8 @@ impl Driver {
             lookups: HashMap::new(),
             announces: Vec::new(),
             members: Vec::new(),
+            tap: None,
+            topic: None,
             dials: JoinSet::new(),
             saving: JoinSet::new(),
             meter: Meter::default(),
@@ -195,12 +202,22 @@ impl Driver {
                     }
                 }
                 Some(()) = finished(&mut self.saving) => {}
-                Some(contact) = self.contacts.recv() => self.node.bootstrap(&[contact], Instant::now()),
+                Some(contact) = self.contacts.recv() => {
+                    self.node.bootstrap(&[contact], Instant::now());
+                    // A full queue only means that the fleet hears of it with the next hello.
+                    let _full = self.tap.as_ref().map(|tap| tap.try_send(Tapped::Contact(contact)));
+                }
                 () = tokio::time::sleep_until(timeout.into()) => self.node.tick(Instant::now()),
                 () = self.sockets.readable() => {
                     let now = Instant::now();
-                    let node = &mut self.node;
-                    self.sockets.receive(|from, bytes| node.datagram(from, bytes, now));
+                    let (node, tap) = (&mut self.node, &self.tap);
+                    self.sockets.receive(|from, bytes| match tap {
+                        Some(tap) if is_fleet(bytes) => {
+                            // A full queue loses it, as a full socket would.
+                            let _full = tap.try_send(Tapped::Datagram(from, bytes.to_vec()));
+                        }
+                        _ => node.datagram(from, bytes, now),
+                    });
                 }
             }
         };
@@ -288,6 +305,12 @@ impl Driver {
         }
     }
 
+    /// Announces the keys that were set, and the fleet's.
+    fn announce(&mut self, now: Instant) {
+        let topic = self.topic.map(|key| AnnounceKey { key, pv: None });
+        self.node.set_announces(topic.into_iter().chain(self.announces.iter().cloned()).collect(), now);
+    }
+
     fn found(&mut self, lookup: LookupId, finding: Finding) {
         if let Some(waiting) = self.lookups.get(&lookup)
             && let Err(mpsc::error::TrySendError::Full(_)) = waiting.findings.try_send(finding)
@@ -330,10 +353,16 @@ impl Driver {
                 }
             }
             Command::SetAnnounces(keys) => {
-                self.announces.clone_from(&keys);
-                self.node.set_announces(keys, now);
+                self.announces = keys;
+                self.announce(now);
+            }
+            Command::Tap(tap, topic) => {
+                (self.tap, self.topic) = (Some(tap), topic);
+                self.announce(now);
             }
             // What the rate holds back is lost like any datagram, and counted.
+            // The fleet keeps rates of its own; what the socket refuses is lost like any datagram, and counted.
+            Command::SendRaw(to, bytes) if self.tap.is_some() => self.unsent += u64::from(!self.sockets.send(to, &bytes)),
             Command::SendRaw(to, bytes) => drop(self.node.send_raw(to, bytes, now)),
             Command::SetMembers(addresses) => {
                 self.node.set_members(addresses.iter().copied(), now);
@@ -395,7 +424,7 @@ impl Driver {
         self.dials.abort_all();
         self.dials = JoinSet::new();
         self.begin(&known);
-        self.node.set_announces(self.announces.clone(), now);
+        self.announce(now);
         self.node.set_members(self.members.iter().copied(), now);
     }
 }

@@ -18,6 +18,7 @@ mod rate;
 mod tests;
 
 pub use near::Near;
+pub(crate) use near::prefixes_of_machine;
 
 use super::{Auth, Facts, Partials, Shelf};
 use crate::node::listen_tcp;

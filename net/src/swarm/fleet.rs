@@ -64,6 +64,8 @@ pub struct Member {
     pub id: MemberId,
     /// Where it serves.
     pub contact: SocketAddr,
+    /// Where it serves as well, by the other family: others may name it so.
+    pub also: Option<SocketAddr>,
     /// Its zone's label; holders of the asker's own zone are named first.
     pub zone: Arc<str>,
 }
@@ -82,7 +84,8 @@ impl View {
     pub fn new(members: impl IntoIterator<Item = Member>) -> Self {
         let members: Vec<Member> = members.into_iter().take(MEMBERS_MAX).collect();
         let by_id = members.iter().enumerate().map(|(at, member)| (member.id, at)).collect();
-        let by_contact = members.iter().enumerate().map(|(at, member)| (member.contact, at)).collect();
+        let contacts = |member: &Member| [Some(member.contact), member.also].into_iter().flatten();
+        let by_contact = members.iter().enumerate().flat_map(|(at, member)| contacts(member).map(move |contact| (contact, at))).collect();
         Self { members, by_id, by_contact, ranked: Mutex::default() }
     }
 
@@ -94,6 +97,11 @@ impl View {
     /// Whether there is nobody.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
+    }
+
+    /// Each member and where it serves, in no order.
+    pub fn contacts(&self) -> impl Iterator<Item = (MemberId, SocketAddr)> + '_ {
+        self.members.iter().map(|member| (member.id, member.contact))
     }
 
     /// A member by its id.

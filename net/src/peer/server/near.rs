@@ -61,11 +61,20 @@ impl Near {
         }
         let mut routes = routes.lock();
         if routes.0.is_none_or(|read| read.elapsed() >= ROUTES_KEPT) {
-            let read = |name: &str| std::fs::read_to_string(Path::new("/proc/net").join(name)).unwrap_or_default();
-            *routes = (Some(Instant::now()), links(&read("route"), &read("ipv6_route")));
+            *routes = (Some(Instant::now()), links_of_machine());
         }
         routes.1.iter().any(|link| link.holds(ip))
     }
+}
+
+fn links_of_machine() -> Vec<Link> {
+    let read = |name: &str| std::fs::read_to_string(Path::new("/proc/net").join(name)).unwrap_or_default();
+    links(&read("route"), &read("ipv6_route"))
+}
+
+/// The prefixes that this machine has a link to, IPv4 in its mapped form, and their bits of 128.
+pub(crate) fn prefixes_of_machine() -> Vec<(Ipv6Addr, u8)> {
+    links_of_machine().into_iter().map(|link| (link.net.into(), u8::try_from(link.bits).expect("at most 128"))).collect()
 }
 
 fn is_private(ip: IpAddr) -> bool {

@@ -185,6 +185,11 @@ impl Asker {
         self.left.is_empty()
     }
 
+    /// The pieces of a group that are here, as far as the group is being worked on.
+    pub fn have(&self, key: &GroupKey) -> u16 {
+        self.active.get(key).map_or(0, |group| group.have)
+    }
+
     /// What to do next, oldest first; call it until it gives nothing.
     pub fn poll(&mut self) -> Option<AskDo> {
         self.todo.pop_front()

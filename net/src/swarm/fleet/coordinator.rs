@@ -207,6 +207,11 @@ impl Coordinator {
         self.groups.len()
     }
 
+    /// Whether answers are held, so that [`Self::tick`] has something to do.
+    pub fn is_holding(&self) -> bool {
+        self.held > 0
+    }
+
     /// Takes the news that a member has whole files (`pf_have`).
     pub fn told(&mut self, from: MemberId, digests: &[Digest], now: Instant) {
         for digest in digests {

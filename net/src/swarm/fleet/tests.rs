@@ -27,7 +27,7 @@ fn contact(at: usize) -> SocketAddr {
 }
 
 fn member(at: usize) -> Member {
-    Member { id: member_id(at), contact: contact(at), zone: Arc::from("") }
+    Member { id: member_id(at), contact: contact(at), also: None, zone: Arc::from("") }
 }
 
 fn view_of(members: impl IntoIterator<Item = usize>) -> Arc<View> {
