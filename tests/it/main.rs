@@ -17,6 +17,7 @@ mod dht;
 mod frontends;
 mod ghosts;
 mod harness;
+mod peer;
 mod posix;
 mod repair;
 mod tidy;

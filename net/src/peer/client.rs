@@ -295,7 +295,7 @@ impl PeerClient {
             _ => return Err(PeerError::Refused { retry_after: retry_after(headers) }),
         }
         if let (Some(auth), Some(signed)) = (&self.auth, &signed)
-            && !one(headers, AUTH_HEADER).is_ok_and(|header| header.is_some_and(|header| auth.check_reply(&signed.nonce, header)))
+            && !one(headers, AUTH_HEADER).is_ok_and(|header| header.is_some_and(|header| auth.check_reply(signed.nonce, header)))
         {
             return Err(wrong("not signed by the fleet"));
         }

@@ -62,7 +62,7 @@ const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncont
 /// What the server gives at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
-    /// Connections in all.
+    /// Connections in all; a quarter of them is kept for this machine's own networks.
     pub connections_max: usize,
     /// Connections from one IPv4 address or one IPv6 /64.
     pub connections_per_address_max: u32,
@@ -74,7 +74,7 @@ pub struct ServerLimits {
     pub upload_bytes_s: u64,
     /// Until a request's header is complete; also how long an idle connection is kept.
     pub header_read: Duration,
-    /// Over this much time spent waiting for a receiver its rate is judged.
+    /// Over this much time spent waiting for a receiver its rate is judged; who takes nothing is left within two of them.
     pub drain_window: Duration,
     /// A receiver slower than this is left, in bytes a second.
     pub drain_bytes_s_min: u64,
@@ -195,6 +195,7 @@ struct Shared {
     slots: Arc<Semaphore>,
     slots_near: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    connections_outside: Arc<Semaphore>,
     bucket: Arc<Bucket>,
     by_address: Mutex<HashMap<IpAddr, u32>>,
     counts: Arc<Counts>,
@@ -226,6 +227,7 @@ impl PeerServer {
             slots: Arc::new(Semaphore::new(limits.slots)),
             slots_near: Arc::new(Semaphore::new(limits.slots_near)),
             connections: Arc::new(Semaphore::new(limits.connections_max)),
+            connections_outside: Arc::new(Semaphore::new(limits.connections_max - limits.connections_max / 4)),
             bucket: Arc::new(Bucket::new(limits.upload_bytes_s)),
             by_address: Mutex::default(),
             counts: Arc::clone(&counts),
@@ -326,21 +328,27 @@ struct Seat {
     shared: Arc<Shared>,
     address: IpAddr,
     _one_of_all: OwnedSemaphorePermit,
+    _one_of_outside: Option<OwnedSemaphorePermit>,
 }
 
 impl Seat {
     fn take(shared: &Arc<Shared>, peer: SocketAddr) -> Option<Self> {
         let one_of_all = Arc::clone(&shared.connections).try_acquire_owned().ok()?;
+        let near = shared.near.is_near(peer.ip());
+        let one_of_outside = match near {
+            true => None,
+            false => Some(Arc::clone(&shared.connections_outside).try_acquire_owned().ok()?),
+        };
         let address = holder(peer.ip());
         let mut by_address = shared.by_address.lock();
         let count = by_address.entry(address).or_default();
         // A site behind one address is this machine's own network, which the total bounds.
-        if *count >= shared.limits.connections_per_address_max && !shared.near.is_near(peer.ip()) {
+        if *count >= shared.limits.connections_per_address_max && !near {
             return None;
         }
         *count += 1;
         bump(&shared.counts.connections);
-        Some(Self { shared: Arc::clone(shared), address, _one_of_all: one_of_all })
+        Some(Self { shared: Arc::clone(shared), address, _one_of_all: one_of_all, _one_of_outside: one_of_outside })
     }
 }
 

@@ -122,13 +122,14 @@ pub(super) async fn answer(shared: &Arc<Shared>, near: bool, request: Request<In
     let question =
         Wanted::of(request.uri().path()).map(|wanted| Question { wanted, to, head, range: value(RANGE), if_range: value(IF_RANGE) });
     let searching = Arc::clone(shared);
-    let search = tokio::task::spawn_blocking(move || question.and_then(|question| find(&searching, &question)));
+    // The slot goes along: a disk that hangs takes slots, and not one thread after the other.
+    let search = tokio::task::spawn_blocking(move || (question.and_then(|question| find(&searching, &question)), slot));
     let mut response = match tokio::time::timeout(shared.limits.find, search).await {
-        Ok(Ok(Some(found))) => {
+        Ok(Ok((Some(found), slot))) => {
             bump(&shared.counts.answered);
             respond(shared, near, head, found, slot)
         }
-        Ok(Ok(None)) => {
+        Ok(Ok((None, _))) => {
             bump(&shared.counts.not_found);
             plain(StatusCode::NOT_FOUND, "not found\n")
         }

@@ -108,8 +108,8 @@ pub(super) struct FileBody {
     /// The shared rate, for who is beyond this machine's networks.
     bucket: Option<Arc<Bucket>>,
     counts: Arc<Counts>,
-    /// The place among the answers under way, free again when the body is dropped.
-    _slot: OwnedSemaphorePermit,
+    /// The place among the answers under way, free again when the body is dropped and no read of it hangs.
+    slot: Arc<OwnedSemaphorePermit>,
 }
 
 enum State {
@@ -131,7 +131,7 @@ impl FileBody {
         slot: OwnedSemaphorePermit,
     ) -> Self {
         let rest = range.start + first.len() as u64..range.end;
-        Self { reader: Arc::new(reader), rest, state: State::Read(first), bucket, counts, _slot: slot }
+        Self { reader: Arc::new(reader), rest, state: State::Read(first), bucket, counts, slot: Arc::new(slot) }
     }
 
     /// Begins to read what comes next, while what is here goes out.
@@ -140,8 +140,11 @@ impl FileBody {
             self.state = State::End;
             return;
         }
-        let (reader, rest) = (Arc::clone(&self.reader), self.rest.clone());
-        self.state = State::Reading(tokio::task::spawn_blocking(move || reader.read(&rest)));
+        let (reader, rest, slot) = (Arc::clone(&self.reader), self.rest.clone(), Arc::clone(&self.slot));
+        self.state = State::Reading(tokio::task::spawn_blocking(move || {
+            let _held = slot;
+            reader.read(&rest)
+        }));
     }
 
     fn send(&mut self, now: Bytes, later: Bytes) -> Bytes {
