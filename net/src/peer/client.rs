@@ -9,6 +9,7 @@ mod tests;
 
 use super::about::{ABOUT_BYTES_MAX, About};
 use super::auth::{AUTH_HEADER, Auth, signed_bytes};
+use crate::fleet::auth::Nonce;
 use crate::memfd::{PieceMemory, SealedPiece};
 use crate::swarm::bits::Bits;
 use crate::swarm::piece_list::{LIST_BYTES_MAX, PieceList};
@@ -194,7 +195,7 @@ impl PeerClient {
 
     /// Asks for a signed list of a file's pieces. Its form, time and signature are checked; whether it is true is not known.
     pub async fn list(&self, peer: SocketAddr, shape: &FileShape) -> Result<PieceList, PeerError> {
-        let bytes = self.small(peer, &format!("/v1/pieces/{}", shape.digest), LIST_BYTES_MAX).await?;
+        let bytes = self.small(peer, &format!("/v1/pieces/{}", shape.digest), PieceList::encoded_bytes(shape).min(LIST_BYTES_MAX)).await?;
         PieceList::decode(&bytes, shape, now_s()).map_err(|err| wrong(err.to_string()))
     }
 
@@ -221,16 +222,14 @@ impl PeerClient {
         if answer.response.status() != StatusCode::OK {
             return Err(wrong(format!("status {}", answer.response.status().as_u16())));
         }
-        let promised = content_length(answer.response.headers())?;
-        if promised.is_some_and(|len| len > bytes_max as u64) {
+        // The length gives the deadline, so there has to be one.
+        let Some(promised) = content_length(answer.response.headers())? else { return Err(wrong("an answer without a length")) };
+        if promised > bytes_max as u64 {
             return Err(wrong(format!("more than {bytes_max} bytes")));
         }
-        let mut body = Timed::new(&self.limits, promised.unwrap_or(bytes_max as u64));
+        let mut body = Timed::new(&self.limits, promised);
         let mut out = Vec::new();
         while let Some(bytes) = body.next(&mut answer.response).await? {
-            if out.len() + bytes.len() > bytes_max {
-                return Err(wrong(format!("more than {bytes_max} bytes")));
-            }
             out.extend_from_slice(&bytes);
         }
         self.pool.put(peer, answer.connection);
@@ -254,37 +253,30 @@ impl PeerClient {
 
     /// Sends one GET and takes the answer's header; what is no answer to it becomes an error here.
     async fn ask(&self, peer: SocketAddr, path: &str, range: &str) -> Result<Answer, PeerError> {
-        let signed = self.auth.as_ref().map(|auth| auth.sign(&signed_bytes("GET", path, range), now_s()));
-        let request = || {
-            let mut request = Request::get(path).header(HOST, peer.to_string());
-            if !range.is_empty() {
-                request = request.header(RANGE, range);
-            }
-            if let Some(signed) = &signed {
-                request = request.header(AUTH_HEADER, &signed.header);
-            }
-            request.body(Empty::<Bytes>::new()).map_err(|err| wrong(err.to_string()))
-        };
         let deadline = |wait| Instant::now() + wait;
         // A kept connection may have been closed by the other side meanwhile: then a new one, once.
         let kept = match self.pool.take(peer) {
-            Some(mut connection) => match timeout_at(deadline(self.limits.first_byte), connection.send(request()?)).await {
-                Err(_) => return Err(PeerError::Slow),
-                Ok(Ok(response)) => Some(Answer { response, connection }),
-                Ok(Err(_)) => None,
-            },
+            Some(mut connection) => {
+                let (request, nonce) = self.request(peer, path, range)?;
+                match timeout_at(deadline(self.limits.first_byte), connection.send(request)).await {
+                    Err(_) => return Err(PeerError::Slow),
+                    Ok(Ok(response)) => Some((Answer { response, connection }, nonce)),
+                    Ok(Err(_)) => None,
+                }
+            }
             None => None,
         };
-        let answer = match kept {
+        let (answer, nonce) = match kept {
             Some(answer) => answer,
             None => {
                 let connecting = timeout_at(deadline(self.limits.connect), Connection::open(peer)).await;
                 let mut connection = connecting.map_err(|_| PeerError::Gone)?.map_err(|_| PeerError::Gone)?;
-                match timeout_at(deadline(self.limits.first_byte), connection.send(request()?)).await {
+                let (request, nonce) = self.request(peer, path, range)?;
+                match timeout_at(deadline(self.limits.first_byte), connection.send(request)).await {
                     Err(_) => return Err(PeerError::Slow),
                     Ok(Err(err)) if err.is_parse() || err.is_parse_too_large() => return Err(wrong(err.to_string())),
                     Ok(Err(_)) => return Err(PeerError::Short),
-                    Ok(Ok(response)) => Answer { response, connection },
+                    Ok(Ok(response)) => (Answer { response, connection }, nonce),
                 }
             }
         };
@@ -294,8 +286,8 @@ impl PeerClient {
             code @ 300..=399 => return Err(wrong(format!("status {code}, which is not followed"))),
             _ => return Err(PeerError::Refused { retry_after: retry_after(headers) }),
         }
-        if let (Some(auth), Some(signed)) = (&self.auth, &signed)
-            && !one(headers, AUTH_HEADER).is_ok_and(|header| header.is_some_and(|header| auth.check_reply(signed.nonce, header)))
+        if let (Some(auth), Some(nonce)) = (&self.auth, nonce)
+            && !one(headers, AUTH_HEADER).is_ok_and(|header| header.is_some_and(|header| auth.check_reply(nonce, header)))
         {
             return Err(wrong("not signed by the fleet"));
         }
@@ -303,6 +295,22 @@ impl PeerClient {
             return Err(wrong("encoded, which was not asked for"));
         }
         Ok(answer)
+    }
+}
+
+impl PeerClient {
+    /// The request, signed for the fleet if this client speaks for it: each time anew, since a nonce is taken once.
+    fn request(&self, peer: SocketAddr, path: &str, range: &str) -> Result<(Request<Empty<Bytes>>, Option<Nonce>), PeerError> {
+        let signed = self.auth.as_ref().map(|auth| auth.sign(&signed_bytes("GET", path, range), now_s()));
+        let mut request = Request::get(path).header(HOST, peer.to_string());
+        if !range.is_empty() {
+            request = request.header(RANGE, range);
+        }
+        if let Some(signed) = &signed {
+            request = request.header(AUTH_HEADER, &signed.header);
+        }
+        let request = request.body(Empty::new()).map_err(|err| wrong(err.to_string()))?;
+        Ok((request, signed.map(|signed| signed.nonce)))
     }
 }
 

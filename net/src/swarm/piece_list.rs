@@ -63,9 +63,14 @@ impl PieceList {
         Self { pieces, signer: key.verifying_key().to_bytes(), signed_at: now_s, signature }
     }
 
+    /// How long the list of such a file is on the wire.
+    pub fn encoded_bytes(shape: &FileShape) -> usize {
+        HEAD_BYTES + 32 * shape.pieces() as usize + TAIL_BYTES
+    }
+
     /// The list as it goes over the wire.
     pub fn encode(&self, shape: &FileShape) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEAD_BYTES + 32 * self.pieces.len() + TAIL_BYTES);
+        let mut out = Vec::with_capacity(Self::encoded_bytes(shape));
         out.extend_from_slice(&shape.digest.0);
         out.extend_from_slice(&shape.size.to_be_bytes());
         out.extend_from_slice(&shape.piece_bytes.to_be_bytes());
@@ -79,8 +84,7 @@ impl PieceList {
     /// Reads a list for the file `shape` as it came from a stranger, and checks its time and its signature.
     pub fn decode(bytes: &[u8], shape: &FileShape, now_s: u64) -> Result<Self, NotAList> {
         let wrong_length = NotAList::Length(bytes.len());
-        let want = HEAD_BYTES + 32 * shape.pieces() as usize + TAIL_BYTES;
-        if bytes.len() != want || bytes.len() > LIST_BYTES_MAX {
+        if bytes.len() != Self::encoded_bytes(shape) || bytes.len() > LIST_BYTES_MAX {
             return Err(wrong_length);
         }
         let (digest, rest) = bytes.split_first_chunk::<32>().ok_or(wrong_length)?;
