@@ -24,7 +24,7 @@ mod server;
 mod shelf;
 
 pub use about::{ABOUT_BYTES_MAX, About, ClaimError, DeltaClaim, Facts, NoFacts};
-pub use auth::{AUTH_HEADER, Auth, KeyAuth, Signed};
+pub use auth::{AUTH_HEADER, Auth, Signed};
 pub use client::{ClientLimits, PeerClient, PeerError};
 pub use partials::{Partial, Partials};
 pub(crate) use server::prefixes_of_machine;

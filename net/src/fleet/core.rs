@@ -297,7 +297,11 @@ impl Core {
     pub fn datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
         let from = address::canonical(from);
         let Some(envelope) = Envelope::read(bytes) else { return };
-        if envelope.is_query { self.on_query(from, &envelope, now) } else { self.on_answer(from, &envelope, now) }
+        if envelope.is_query {
+            self.on_query(from, &envelope, now)
+        } else {
+            self.on_answer(from, &envelope, now)
+        }
         self.settle(now);
     }
 
@@ -524,8 +528,7 @@ impl Core {
             }
         }
         let of_address = self.addresses.entry(who).or_insert_with(|| Bucket::new(ADDRESS_BURST, now));
-        let of_all =
-            if is_member { (&mut self.into, MEMBERS_PER_SECOND) } else { (&mut self.strangers, STRANGERS_PER_SECOND) };
+        let of_all = if is_member { (&mut self.into, MEMBERS_PER_SECOND) } else { (&mut self.strangers, STRANGERS_PER_SECOND) };
         of_address.take(ADDRESS_PER_SECOND, ADDRESS_BURST, now) && of_all.0.take(of_all.1, of_all.1, now)
     }
 

@@ -21,9 +21,7 @@ impl fmt::Debug for FleetAuth {
 impl Auth for FleetAuth {
     fn sign(&self, request: &[u8], now_s: u64) -> Signed {
         let nonce = Nonce(rand::random());
-        let mut wide = [0; 16];
-        wide[..8].copy_from_slice(&nonce.0);
-        Signed { header: to_header(&self.gate.key().sign(nonce, now_s, &[b"http", request])), nonce: wide }
+        Signed { header: to_header(&self.gate.key().sign(nonce, now_s, &[b"http", request])), nonce }
     }
 
     fn check(&self, request: &[u8], header: &str, now_s: u64) -> Option<String> {
@@ -31,9 +29,8 @@ impl Auth for FleetAuth {
         Some(to_header(&self.gate.key().sign_reply(nonce, &[b"http"])))
     }
 
-    fn check_reply(&self, nonce: &[u8; 16], header: &str) -> bool {
-        let (nonce, _) = nonce.split_first_chunk::<8>().expect("8 of 16 bytes");
-        from_header(header.as_bytes()).is_some_and(|tag| self.gate.key().check_reply(Nonce(*nonce), &tag, &[b"http"]))
+    fn check_reply(&self, nonce: Nonce, header: &str) -> bool {
+        from_header(header.as_bytes()).is_some_and(|tag| self.gate.key().check_reply(nonce, &tag, &[b"http"]))
     }
 
     fn members(&self) -> Vec<u8> {

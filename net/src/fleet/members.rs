@@ -595,7 +595,8 @@ impl Members {
     fn run_hints(&mut self, now: Instant) {
         while now >= self.hint_at {
             let Some(to) = self.hints.pop_front() else { return };
-            self.hint_at = self.hint_at.max(now.checked_sub(Duration::from_secs(1)).unwrap_or(now)) + Duration::from_secs(1) / HINTS_PER_SECOND;
+            self.hint_at =
+                self.hint_at.max(now.checked_sub(Duration::from_secs(1)).unwrap_or(now)) + Duration::from_secs(1) / HINTS_PER_SECOND;
             self.todo.push_back(MembersDo::Ping { to, member: None });
         }
     }

@@ -3,17 +3,17 @@
 use super::Origin;
 use super::auth::{FleetKey, Gate};
 use super::core::{Core, CoreDo};
-use super::members::{Me, Near};
 use super::http::FleetAuth;
+use super::members::{Me, Near};
 use super::wire::{self, State};
 use crate::dht::{Event, Family};
 use crate::discovery::{self, DiscoveryConfig, Standing};
 use crate::netdb::NetDb;
-use crate::peer::{Auth, prefixes_of_machine};
 use crate::node::{Dht, Finding, Tapped};
+use crate::peer::{Auth, prefixes_of_machine};
 use crate::swarm::FileShape;
 use crate::swarm::bits::Bits;
-use crate::swarm::fleet::{GROUPS_AT_ONCE, GROUP_PIECES, MemberId, View};
+use crate::swarm::fleet::{GROUP_PIECES, GROUPS_AT_ONCE, MemberId, View};
 use poolfs_core::Digest;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
@@ -241,14 +241,8 @@ fn own_id(dht: &Dht) -> MemberId {
 
 fn new_core(dht: &Dht, options: &FleetOptions) -> Core {
     let near = options.key.is_none().then(|| options.near.clone().unwrap_or_else(prefixes_of_machine));
-    let me = Me {
-        id: own_id(dht),
-        port: options.port,
-        started_s: unix_s(),
-        zone: options.zone.clone(),
-        zone_local: options.zone_local,
-        near,
-    };
+    let me =
+        Me { id: own_id(dht), port: options.port, started_s: unix_s(), zone: options.zone.clone(), zone_local: options.zone_local, near };
     Core::new(me, options.key.clone(), rand::random(), Instant::now(), unix_s())
 }
 

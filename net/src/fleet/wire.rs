@@ -313,7 +313,9 @@ pub fn answer(key: &FleetKey, me: MemberId, transaction: &Transaction, nonce: No
         Answer::Reply(reply) => {
             let part = |v4: bool| -> Vec<u8> {
                 let of_family = reply.from.iter().take(FROM_MAX).filter(|(contact, _)| contact.is_ipv4() == v4);
-                of_family.flat_map(|(contact, bits)| [contact_to_vec(*contact), bits.reverse_bits().to_be_bytes().to_vec()].concat()).collect()
+                of_family
+                    .flat_map(|(contact, bits)| [contact_to_vec(*contact), bits.reverse_bits().to_be_bytes().to_vec()].concat())
+                    .collect()
             };
             out.bytes_if("f", &part(true));
             out.bytes_if("g", &part(false));

@@ -1,6 +1,6 @@
 //! How a member of the fleet shows in an HTTP request that it is one.
 
-use crate::fleet::auth::{Gate, Nonce, from_header, to_header};
+use crate::fleet::auth::Nonce;
 
 /// The header that carries it, in requests and in answers.
 pub const AUTH_HEADER: &str = "poolfs-auth";
@@ -31,46 +31,47 @@ pub trait Auth: Send + Sync + 'static {
     fn members(&self) -> Vec<u8>;
 }
 
-/// [`Auth`] with the fleet's key and who knows the members.
-pub struct KeyAuth<Members> {
-    gate: Gate,
-    members: Members,
-}
-
-impl<Members: Fn() -> Vec<u8> + Send + Sync + 'static> KeyAuth<Members> {
-    /// Requests are taken by `gate`; `members` gives the list at any time.
-    pub fn new(gate: Gate, members: Members) -> Self {
-        Self { gate, members }
-    }
-}
-
-impl<Members> std::fmt::Debug for KeyAuth<Members> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KeyAuth").finish_non_exhaustive()
-    }
-}
-
-impl<Members: Fn() -> Vec<u8> + Send + Sync + 'static> Auth for KeyAuth<Members> {
-    fn sign(&self, request: &[u8], now_s: u64) -> Signed {
-        let nonce = Nonce(rand::random());
-        Signed { header: to_header(&self.gate.key().sign(nonce, now_s, &[request])), nonce }
-    }
-
-    fn check(&self, request: &[u8], header: &str, now_s: u64) -> Option<String> {
-        let nonce = self.gate.check(&from_header(header.as_bytes())?, now_s, &[request]).ok()?;
-        Some(to_header(&self.gate.key().sign_reply(nonce, &[])))
-    }
-
-    fn check_reply(&self, nonce: Nonce, header: &str) -> bool {
-        from_header(header.as_bytes()).is_some_and(|tag| self.gate.key().check_reply(nonce, &tag, &[]))
-    }
-
-    fn members(&self) -> Vec<u8> {
-        (self.members)()
-    }
-}
-
 /// The bytes of a request that are signed.
 pub(super) fn signed_bytes(method: &str, path: &str, range: &str) -> Vec<u8> {
     format!("{method} {path}\n{range}").into_bytes()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    //! An [`Auth`] for the tests of both ends.
+
+    use super::*;
+    use crate::fleet::auth::{Gate, from_header, to_header};
+
+    /// The key alone, without a fleet around it.
+    pub(crate) struct KeyAuth<Members> {
+        gate: Gate,
+        members: Members,
+    }
+
+    impl<Members: Fn() -> Vec<u8> + Send + Sync + 'static> KeyAuth<Members> {
+        pub(crate) fn new(gate: Gate, members: Members) -> Self {
+            Self { gate, members }
+        }
+    }
+
+    impl<Members: Fn() -> Vec<u8> + Send + Sync + 'static> Auth for KeyAuth<Members> {
+        fn sign(&self, request: &[u8], now_s: u64) -> Signed {
+            let nonce = Nonce(rand::random());
+            Signed { header: to_header(&self.gate.key().sign(nonce, now_s, &[request])), nonce }
+        }
+
+        fn check(&self, request: &[u8], header: &str, now_s: u64) -> Option<String> {
+            let nonce = self.gate.check(&from_header(header.as_bytes())?, now_s, &[request]).ok()?;
+            Some(to_header(&self.gate.key().sign_reply(nonce, &[])))
+        }
+
+        fn check_reply(&self, nonce: Nonce, header: &str) -> bool {
+            from_header(header.as_bytes()).is_some_and(|tag| self.gate.key().check_reply(nonce, &tag, &[]))
+        }
+
+        fn members(&self) -> Vec<u8> {
+            (self.members)()
+        }
+    }
 }

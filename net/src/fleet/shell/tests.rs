@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::dht::Network;
-use crate::swarm::fleet::{GroupKey, group_bits, groups};
 use crate::node::NodeOptions;
+use crate::swarm::fleet::{GroupKey, group_bits, groups};
 use parking_lot::Mutex;
 use poolfs_core::piece::PIECE_BYTES;
 use std::collections::HashSet;
@@ -161,7 +161,7 @@ async fn another_key_is_another_fleet() {
     let request = b"GET /v1/members\n";
     let signed = c.auth().unwrap().sign(request, unix_s());
     let answer = a.auth().unwrap().check(request, &signed.header, unix_s()).unwrap();
-    assert!(c.auth().unwrap().check_reply(&signed.nonce, &answer));
+    assert!(c.auth().unwrap().check_reply(signed.nonce, &answer));
     assert!(b.auth().unwrap().check(request, &signed.header, unix_s()).is_none());
     assert_eq!(wire::changes(&a.auth().unwrap().members(), 9).unwrap().len(), 2);
 }

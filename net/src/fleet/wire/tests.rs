@@ -70,7 +70,10 @@ fn golden_bytes() {
     let fives = "\\x05".repeat(32);
     ask(
         Ask::Want(want),
-        &format!("d1:ad1:b6:\\n\\x00\\x00\\t&\\xf91:f32:{fives}1:gi12e1:h2:\\xc0\\x002:id20:abcdefghij01234567891:mi1e1:ni209715200ee{}", tail("pf_want")),
+        &format!(
+            "d1:ad1:b6:\\n\\x00\\x00\\t&\\xf91:f32:{fives}1:gi12e1:h2:\\xc0\\x002:id20:abcdefghij01234567891:mi1e1:ni209715200ee{}",
+            tail("pf_want")
+        ),
     );
     ask(Ask::Have(vec![Digest([5; 32])]), &format!("d1:ad1:d32:{fives}2:id20:abcdefghij0123456789e{}", tail("pf_have")));
     ask(

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::fleet::auth::{FleetKey, Gate};
-use crate::peer::KeyAuth;
+use crate::peer::auth::tests::KeyAuth;
 use ed25519_dalek::SigningKey;
 use std::fs::File;
 use std::io::Write as _;

@@ -5,7 +5,8 @@
 use super::*;
 use crate::fleet::auth::{FleetKey, Gate};
 use crate::krpc::{Delta, FLAG_PARTIAL, FLAG_REACHABLE};
-use crate::peer::{Audience, ClientLimits, DeltaClaim, KeyAuth, Partial, PeerClient, PeerError, Shelved};
+use crate::peer::auth::tests::KeyAuth;
+use crate::peer::{Audience, ClientLimits, DeltaClaim, Partial, PeerClient, PeerError, Shelved};
 use crate::swarm::FileShape;
 use crate::swarm::bits::Bits;
 use crate::swarm::piece_list::PieceList;
