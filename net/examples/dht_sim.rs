@@ -1,7 +1,7 @@
 //! Figures of the DHT under a virtual clock: lookups with dead entries, loss and churn; cycles of announces; memory.
 //!
-//! `dht_sim [--quick | --full] [--goal | --announce] [--seed N] [--concurrency N]`: --goal the two lines that the design sets a
-//! goal for, --announce the announces alone. Built with `--release`; one line for each run, nothing else on standard output.
+//! `dht_sim [--quick | --full] [--goal | --churn | --announce] [--seed N] [--concurrency N]`: --goal the two lines that the design
+//! sets a goal for, --churn those with hosts that come and go, --announce the announces with where their datagrams went. Built with `--release`; one line for each run, nothing else on standard output.
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
 use poolfs_net::dht::Schedule;
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 /// Datagrams and bytes of one cycle of 3,000 keys that the design counted, by nodes.
 const EXPECTED: [(u32, u64, u64); 3] = [(1_000, 4_500, 1_300_000), (10_000, 45_400, 9_000_000), (100_000, 114_500, 22_000_000)];
+
+/// Half of the hosts of a run with churn are gone after this.
+const SESSION_MEDIAN: Duration = Duration::from_secs(3_600);
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -54,11 +57,11 @@ fn main() {
             .unwrap_or(base.concurrency),
         ..base
     };
-    let none = has("--announce");
-    for run in lookup_runs(&base, has("--quick"), has("--full"), has("--goal")).into_iter().filter(|_| !none) {
+    let wanted = |run: &LookupRun| !has("--announce") && (!has("--churn") || run.session_median.is_some());
+    for run in lookup_runs(&base, has("--quick"), has("--full"), has("--goal")).into_iter().filter(wanted) {
         line(&run);
     }
-    if has("--goal") {
+    if has("--goal") || has("--churn") {
         return;
     }
     println!();
@@ -69,6 +72,10 @@ fn main() {
     for (nodes, keys, dead, loss) in announce_runs(has("--quick"), has("--full")) {
         let result = announce_cycle(&LookupRun { nodes, dead, loss, ..base }, keys);
         announce_line(nodes, keys, dead, loss, &result);
+        if has("--announce") {
+            let parts = result.tally.iter().map(|(kind, (datagrams, bytes))| format!("{kind} {datagrams} ({bytes} B)"));
+            println!("        {}", parts.collect::<Vec<_>>().join(", "));
+        }
     }
     if has("--full") {
         println!();
@@ -87,6 +94,7 @@ fn lookup_runs(base: &LookupRun, quick: bool, full: bool, goal: bool) -> Vec<Loo
         let mut runs: Vec<LookupRun> =
             schedules.map(|schedule| LookupRun { nodes: 1_000, dead: 0.3, loss: 0.05, lookups: 300, schedule, ..*base }).to_vec();
         runs.extend(goals.into_iter().map(|run| LookupRun { lookups: 300, ..run }));
+        runs.push(LookupRun { nodes: 100, loss: 0.05, lookups: 300, session_median: Some(SESSION_MEDIAN), ..*base });
         return runs;
     }
     let mut runs = Vec::new();
@@ -109,7 +117,7 @@ fn lookup_runs(base: &LookupRun, quick: bool, full: bool, goal: bool) -> Vec<Loo
                 loss: 0.05,
                 schedule,
                 lookups: 300,
-                session_median: Some(Duration::from_secs(3_600)),
+                session_median: Some(SESSION_MEDIAN),
                 ..*base
             }));
         }
@@ -118,9 +126,9 @@ fn lookup_runs(base: &LookupRun, quick: bool, full: bool, goal: bool) -> Vec<Loo
 }
 
 fn announce_runs(quick: bool, full: bool) -> Vec<(u32, u32, f64, f64)> {
-    let mut runs = vec![(1_000, 3_000, 0.0, 0.0), (1_000, 600, 0.0, 0.0)];
+    let mut runs = vec![(1_000, 3_000, 0.0, 0.0), (1_000, 3_000, 0.3, 0.05), (1_000, 600, 0.0, 0.0)];
     if !quick {
-        runs.extend([(10_000, 3_000, 0.0, 0.0), (10_000, 3_000, 0.3, 0.05), (10_000, 600, 0.0, 0.0), (1_000, 3_000, 0.3, 0.05)]);
+        runs.extend([(10_000, 3_000, 0.0, 0.0), (10_000, 3_000, 0.3, 0.05), (10_000, 600, 0.0, 0.0)]);
     }
     if full {
         runs.extend([(100_000, 3_000, 0.0, 0.0), (100_000, 600, 0.0, 0.0)]);

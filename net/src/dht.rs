@@ -41,7 +41,7 @@ mod upkeep;
 pub mod walk;
 
 pub use address::{Family, Network};
-pub use announce::{AnnounceKey, FORGET_AFTER_KEYS, KNOWN_MAX, OUTBOX_MAX, REFRESH_OTHER, REFRESH_POOLFS, WITHDRAWALS_MAX};
+pub use announce::{AnnounceKey, FORGET_AFTER_KEYS, KNOWN_MAX, OUTBOX_MAX, REFRESH_OTHER, REFRESH_POOLFS, SILENT_MAX, WITHDRAWALS_MAX};
 pub use lookup::{DETAILS_MAX, FOUND_MAX, LOOKUPS_MAX, QUERIES_MAX, STATEMENTS_MAX};
 pub use query::PENDING_MAX;
 pub use rtt::Schedule;

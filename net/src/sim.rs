@@ -6,11 +6,11 @@
 
 use crate::dht::table::K;
 use crate::dht::{Action, Config, Event, Family, Network, Node, Schedule};
-use crate::krpc::{Id, NodeInfo};
+use crate::krpc::{Body, Id, Message, NodeInfo, Transaction, Verb};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,48 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
+/// What one host sent and received, by kind: see [`Sim::watch`]. Datagrams and their bytes without headers.
+pub type Tally = BTreeMap<&'static str, (u64, u64)>;
+
+#[derive(Debug)]
+struct Watch {
+    host: u32,
+    tally: Tally,
+    /// Transactions of queries that were sent already.
+    sent: HashSet<Transaction>,
+}
+
+impl Watch {
+    fn count(&mut self, kind: &'static str, bytes: usize) {
+        let (datagrams, all) = self.tally.entry(kind).or_default();
+        *datagrams += 1;
+        *all += bytes as u64;
+    }
+
+    fn sent(&mut self, bytes: &[u8]) {
+        let kind = match Message::decode(bytes) {
+            Ok(Message { transaction, body: Body::Query { verb, .. }, .. }) => {
+                let first = self.sent.insert(transaction);
+                match verb {
+                    Verb::Announce(_) if first => "announces",
+                    Verb::Announce(_) => "announces again",
+                    Verb::GetPeers { .. } if first => "get_peers",
+                    Verb::GetPeers { .. } => "get_peers again",
+                    _ if first => "upkeep",
+                    _ => "upkeep again",
+                }
+            }
+            _ => "answers to others",
+        };
+        self.count(kind, bytes.len());
+    }
+
+    fn received(&mut self, bytes: &[u8]) {
+        let query = Message::decode(bytes).is_ok_and(|message| matches!(message.body, Body::Query { .. }));
+        self.count(if query { "queries of others" } else { "answers" }, bytes.len());
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Sim {
@@ -83,6 +125,7 @@ pub struct Sim {
     concurrency: usize,
     events: Vec<(u32, Event)>,
     traffic: Traffic,
+    watch: Option<Watch>,
 }
 
 fn nanos(time: Duration) -> u64 {
@@ -106,6 +149,7 @@ impl Sim {
             concurrency: crate::dht::CONCURRENCY,
             events: Vec::new(),
             traffic: Traffic::default(),
+            watch: None,
         }
     }
 
@@ -329,6 +373,9 @@ impl Sim {
         }
         self.traffic.datagrams += 1;
         self.traffic.bytes += bytes.len() as u64;
+        if let Some(watch) = self.watch.as_mut().filter(|watch| watch.host == host) {
+            watch.sent(&bytes);
+        }
         let from = Self::address(host);
         let Some(to) = self.host_at(to) else { return };
         if self.link.loss > 0.0 && self.rng.random_bool(self.link.loss) {
@@ -380,6 +427,9 @@ impl Sim {
         let now = self.now();
         match what {
             What::Deliver { to, from, bytes } => {
+                if let Some(watch) = self.watch.as_mut().filter(|watch| watch.host == to) {
+                    watch.received(&bytes);
+                }
                 let Some(node) = self.hosts[to as usize].node.as_mut() else { return };
                 node.datagram(from, &bytes, now);
                 self.drain(to);
@@ -395,6 +445,16 @@ impl Sim {
                 self.drain(host);
             }
         }
+    }
+
+    /// From now on counts what this host sends and receives, by kind.
+    pub fn watch(&mut self, host: u32) {
+        self.watch = Some(Watch { host, tally: Tally::new(), sent: HashSet::new() });
+    }
+
+    /// What the watched host sent and received; empty without one.
+    pub fn tally(&self) -> Tally {
+        self.watch.as_ref().map(|watch| watch.tally.clone()).unwrap_or_default()
     }
 
     /// Events since the last call, each with the host it happened at.

@@ -38,6 +38,9 @@ pub const FORGET_AFTER_KEYS: usize = 64;
 /// A batch goes out at this age at the latest: its token lives for five minutes at least.
 const BATCH_AGE_MAX: Duration = Duration::from_secs(4 * 60);
 
+/// Nodes of the region that have not answered yet, and are passed over for its other keys until they do.
+pub const SILENT_MAX: usize = 256;
+
 /// Announces that wait to be sent; while there are more the sweep stands still.
 pub const OUTBOX_MAX: usize = 64;
 
@@ -125,6 +128,7 @@ struct Sweep {
     queue: VecDeque<Id>,
     walk: Option<LookupId>,
     known: Vec<SeedNode>,
+    silent: VecDeque<NodeInfo>,
     batches: BTreeMap<BatchKey, Batch>,
     step: usize,
 }
@@ -277,8 +281,15 @@ impl Node {
                 continue;
             }
             let queue: VecDeque<Id> = self.announcer.keys.iter().filter(|(_, k)| k.due[f] <= now + AHEAD).map(|(key, _)| *key).collect();
-            self.announcer.sweep =
-                Some(Box::new(Sweep { family, queue, walk: None, known: Vec::new(), batches: BTreeMap::new(), step: 0 }));
+            self.announcer.sweep = Some(Box::new(Sweep {
+                family,
+                queue,
+                walk: None,
+                known: Vec::new(),
+                silent: VecDeque::new(),
+                batches: BTreeMap::new(),
+                step: 0,
+            }));
             return true;
         }
         let waiting = self.announcer.next_at;
@@ -298,12 +309,15 @@ impl Node {
         sweep.known.retain(|n| now.saturating_duration_since(n.at) < BATCH_AGE_MAX);
         sweep.keep_near(&key);
         let seeds: Vec<SeedNode> = sweep.known.iter().take(3 * K).copied().collect();
+        let mut silent: Vec<NodeInfo> = sweep.silent.iter().copied().collect();
+        silent.sort_by_key(|node| node.id.distance(&key));
+        silent.truncate(2 * K);
         let mut families = [false; 2];
         families[sweep.family as usize] = true;
         let before = self.next_number;
         // The walk may end at once, and then `announce_walk_ended` has run already.
         sweep.walk = Some(LookupId(before + 1));
-        let id = self.start_lookup(Kind::Announce, key, families, &seeds);
+        let id = self.start_lookup(Kind::Announce, key, families, &seeds, &silent);
         debug_assert_eq!(id, LookupId(before + 1));
         true
     }
@@ -329,6 +343,15 @@ impl Node {
             }
         }
         sweep.keep_near(&key);
+        // Their queries are still repeated. Others tell of a dead node for each key beside it: three datagrams every time.
+        for candidate in walk.candidates().iter().filter(|c| matches!(c.state, State::Silent | State::Failed)) {
+            if !sweep.silent.contains(&candidate.info) {
+                if sweep.silent.len() == SILENT_MAX {
+                    sweep.silent.pop_front();
+                }
+                sweep.silent.push_back(candidate.info);
+            }
+        }
         let Some(state) = self.announcer.keys.get_mut(&key) else { return };
         let others = closest.iter().any(|c| !c.poolfs);
         state.due[f] = now
@@ -357,6 +380,13 @@ impl Node {
                 let out = Outgoing { to, token: candidate.token, keys: vec![key], pv, withdraw: false, not_before: now };
                 self.announcer.outbox.push_back(out);
             }
+        }
+    }
+
+    /// A node answered after its walk was over: the next key may ask it.
+    pub(super) fn heard_late(&mut self, from: SocketAddr) {
+        if let Some(sweep) = self.announcer.sweep.as_mut() {
+            sweep.silent.retain(|node| node.addr != from);
         }
     }
 
@@ -561,49 +591,63 @@ mod tests {
         assert_eq!(node.announcer.outbox.len() + node.announcer.waiting.len(), K * 490_usize.div_ceil(keys_max(None)));
     }
 
-    /// A sweep past 2,000 nodes remembers those that are near, and its batches and what waits to be sent keep to their bounds.
+    /// A sweep past thousands of nodes remembers those that are near, its batches keep to their bound, and it stands still while
+    /// too much waits to be sent.
     #[test]
     fn a_sweep_is_bounded() {
-        let (mut node, now) = announcing(K, true, 1);
-        node.announcer.keys.clear();
-        let id = |n: u32| Id(std::array::from_fn(|at| n.wrapping_mul(2_654_435_761).to_be_bytes()[at % 4]));
-        let nodes: Vec<NodeInfo> =
-            (0..2_000).map(|n| NodeInfo { id: id(n), addr: (std::net::Ipv4Addr::from_bits(0x0a00_0000 + n), 7777).into() }).collect();
-        node.assume_answered(&nodes[..100], true, Duration::from_millis(1), now);
-        node.set_announces((0..1_500).map(|n| AnnounceKey { key: id(n * 3 + 1), pv: None }).collect(), now);
-        let (mut known, mut batches, mut outbox) = (0, 0, 0);
-        let mut at = now;
-        for _ in 0..20_000 {
-            let mut quiet = true;
-            while let Some(action) = node.poll() {
-                let super::super::Action::Send { to, bytes } = action else { continue };
-                let message = crate::krpc::Message::decode(&bytes).unwrap();
-                let crate::krpc::Body::Query { verb, .. } = message.body else { continue };
-                let Some(asked) = nodes.iter().find(|n| n.addr == to) else { continue };
-                let mut reply = crate::krpc::Reply { id: asked.id, token: Some(vec![1; 8]), ..crate::krpc::Reply::default() };
-                if let Verb::GetPeers { key: target, .. } | Verb::FindNode { target, .. } = verb {
-                    let mut near = nodes.clone();
-                    near.sort_by_key(|n| n.id.distance(&target));
-                    reply.nodes = near[..K].to_vec();
-                }
-                let body = crate::krpc::Body::Reply(Box::new(reply));
-                let answer = crate::krpc::Message { body, version: Some(crate::krpc::VERSION), ..message };
-                node.datagram(to, &answer.encode().unwrap(), at);
-                quiet = false;
+        let (mut node, now) = announcing(K, true, 400);
+        let keys: Vec<Id> = node.announcer.keys.keys().copied().collect();
+        node.announcer.keys.values_mut().for_each(|state| state.placed = [Vec::new(), Vec::new()]);
+        let sweep = Sweep {
+            family: Family::V4,
+            queue: VecDeque::new(),
+            walk: None,
+            known: Vec::new(),
+            silent: VecDeque::new(),
+            batches: BTreeMap::new(),
+            step: 0,
+        };
+        node.announcer.sweep = Some(Box::new(sweep));
+        let (mut known, mut silent, mut batches) = (0, 0, 0);
+        for (n, key) in (0..).zip(&keys) {
+            // Sixteen nodes that no other key is near, half of them gone.
+            let mut walk = Walk::new(*key, Id([0xff; 20]), super::super::Network::Private, 3);
+            for at in n * 16..n * 16 + 16 {
+                let mut id = key.0;
+                id[16..].copy_from_slice(&u32::to_be_bytes(at));
+                let info = NodeInfo { id: Id(id), addr: (std::net::Ipv4Addr::from_bits(0x0a00_0000 + at), 7777).into() };
+                walk.add(info, 0, if at % 2 == 0 { State::Answered } else { State::Silent }, true);
             }
-            if let Some(sweep) = &node.announcer.sweep {
-                known = known.max(sweep.known.len());
-                batches = batches.max(sweep.batches.len());
-            }
-            outbox = outbox.max(node.announcer.outbox.len());
-            if quiet {
-                at = node.next_timeout().max(at);
-                node.tick(at);
-            }
+            let sweep = node.announcer.sweep.as_mut().unwrap();
+            (sweep.walk, sweep.step) = (Some(LookupId(u64::from(n))), sweep.step + 1);
+            node.announce_walk_ended(LookupId(u64::from(n)), *key, &[Some(walk), None]);
+            node.flush_ripe();
+            let sweep = node.announcer.sweep.as_ref().unwrap();
+            known = known.max(sweep.known.len());
+            silent = silent.max(sweep.silent.len());
+            batches = batches.max(sweep.batches.len());
         }
-        assert_eq!(known, KNOWN_MAX);
-        assert!(batches > OUTBOX_MAX && batches <= (FORGET_AFTER_KEYS + 2) * K, "{batches}");
-        assert!(outbox > 0 && outbox <= OUTBOX_MAX + (FORGET_AFTER_KEYS + 2) * K, "{outbox}");
+        assert_eq!((known, silent), (KNOWN_MAX, SILENT_MAX));
+        assert_eq!(batches, (FORGET_AFTER_KEYS + 1) * K);
+        let late = node.announcer.sweep.as_ref().unwrap().silent[0];
+        node.heard_late(late.addr);
+        assert!(!node.announcer.sweep.as_ref().unwrap().silent.contains(&late), "who answers late is asked again");
+
+        let (mut node, now_too) = announcing(K, true, 10);
+        assert!(now_too >= now);
+        let friend = NodeInfo { id: Id([9; 20]), addr: (std::net::Ipv4Addr::new(10, 1, 1, 1), 7777).into() };
+        node.assume_answered(&[friend], true, Duration::from_millis(1), now_too);
+        let later = now_too + Duration::from_secs(3_600);
+        for _ in 0..OUTBOX_MAX {
+            let keys = vec![Id([1; 20])];
+            node.announcer.outbox.push_back(Outgoing { to: friend, token: None, keys, pv: None, withdraw: true, not_before: later });
+        }
+        node.run_announcer();
+        assert!(node.announcer.sweep.is_none(), "no walk while {OUTBOX_MAX} datagrams wait");
+        node.announcer.outbox.pop_back();
+        node.announcer.next_at = None;
+        node.run_announcer();
+        assert!(node.announcer.sweep.is_some());
     }
 
     /// Forty nodes that say they took a key: the withdrawal goes to the last of them.

@@ -162,11 +162,18 @@ impl Node {
         if self.lookups.values().filter(|l| l.is_command()).count() >= LOOKUPS_MAX {
             return Err(CommandError::Busy);
         }
-        Ok(self.start_lookup(kind, target, self.config.families, &[]))
+        Ok(self.start_lookup(kind, target, self.config.families, &[], &[]))
     }
 
-    /// Begins to walk in `families`, from the tables and `seeds`.
-    pub(super) fn start_lookup(&mut self, kind: Kind, target: Id, families: [bool; 2], seeds: &[SeedNode]) -> LookupId {
+    /// Begins to walk in `families`, from the tables and `seeds`, and passes `silent` nodes over.
+    pub(super) fn start_lookup(
+        &mut self,
+        kind: Kind,
+        target: Id,
+        families: [bool; 2],
+        seeds: &[SeedNode],
+        silent: &[NodeInfo],
+    ) -> LookupId {
         let id = LookupId(self.number());
         let mut walks = [None, None];
         for family in Family::ALL {
@@ -178,6 +185,9 @@ impl Node {
             for seed in seeds.iter().filter(|s| Family::of(s.info.addr) == family) {
                 let state = if seed.has_answered_for(&target) { State::Answered } else { State::Fresh };
                 walk.add(seed.info, 0, state, seed.poolfs);
+            }
+            for node in silent.iter().filter(|node| Family::of(node.addr) == family) {
+                walk.add(*node, 0, State::Failed, false);
             }
             for entry in self.tables[f].closest(&target, 2 * K) {
                 walk.add(entry.info, 0, State::Fresh, entry.poolfs);
@@ -285,6 +295,10 @@ impl Node {
     pub(super) fn walk_answered(&mut self, id: LookupId, expected: Option<Id>, node: NodeInfo, poolfs: bool, reply: Reply) {
         let family = Family::of(node.addr);
         let network = self.config.network;
+        if !self.lookups.contains_key(&id) {
+            self.heard_late(node.addr);
+            return;
+        }
         if let Some(other) = expected.filter(|id| *id != node.id) {
             let asked = NodeInfo { id: other, addr: node.addr };
             // A node takes another id when it learns its address (BEP 42), and others tell of the old one for hours. On a

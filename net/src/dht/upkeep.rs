@@ -275,13 +275,13 @@ impl Node {
         let own = self.ids[family];
         let filling = self.upkeep.fills[family] > 0;
         if !filling || self.upkeep.fills[family] == FILL_ROUNDS {
-            self.start_lookup(Kind::Refresh, own, families, &[]);
+            self.start_lookup(Kind::Refresh, own, families, &[], &[]);
         }
         if let Some(bucket) = self.tables[family].thin_bucket(self.upkeep.last_bucket[family]) {
             self.upkeep.last_bucket[family] = bucket;
             let random = self.random_id();
             let target = own.random_beside(bucket, random.0);
-            self.start_lookup(Kind::Refresh, target, families, &[]);
+            self.start_lookup(Kind::Refresh, target, families, &[], &[]);
         }
         self.upkeep.fills[family] = self.upkeep.fills[family].saturating_sub(1);
         let pause = if self.upkeep.fills[family] > 0 { Duration::from_secs(2) } else { REFRESH.mul_f32(self.rng.random_range(0.9..1.1)) };

@@ -1,6 +1,6 @@
 //! The runs that the figures come from: lookups under dead entries, loss and churn; a cycle of announces; memory.
 
-use super::{Link, Sim};
+use super::{Link, Sim, Tally};
 use crate::dht::table::K;
 use crate::dht::{AnnounceKey, Event, LookupId, Outcome, Schedule};
 use crate::krpc::{Id, Pv};
@@ -35,10 +35,12 @@ pub struct LookupRun {
 /// What a [`LookupRun`] gave.
 #[derive(Debug, Clone, Default)]
 pub struct LookupResult {
-    /// Lookups that found a contact of their key, of those that were begun.
+    /// Lookups that found a contact of their key.
     pub found: u32,
-    /// Lookups begun.
+    /// Lookups that came to their end: all, but for those of hosts that left meanwhile.
     pub lookups: u32,
+    /// Lookups begun.
+    pub begun: u32,
     /// Mean steps from the own table to the farthest of the closest nodes.
     pub hops: f64,
     /// Mean queries of a lookup to its end, repetitions not counted.
@@ -115,9 +117,9 @@ pub fn lookups(run: &LookupRun) -> LookupResult {
     churn.run(&mut sim, until);
     let upkeep_per_s = (sim.traffic().datagrams - quiet.datagrams) as f64 / 30.0;
     let (before, began) = (sim.traffic(), sim.elapsed());
-    let mut result = LookupResult { lookups: run.lookups, ..LookupResult::default() };
+    let mut result = LookupResult::default();
     let mut running: BTreeMap<(u32, LookupId), Id> = BTreeMap::new();
-    let mut outcomes: Vec<(u32, Id, Outcome)> = Vec::new();
+    let mut outcomes: Vec<Ended> = Vec::new();
     for (announcer, key) in &announcers {
         let mut asker = sim.random_host();
         while asker == *announcer || sim.closest_alive(key, K).contains(&asker) {
@@ -133,34 +135,44 @@ pub fn lookups(run: &LookupRun) -> LookupResult {
     let until = sim.elapsed() + Duration::from_secs(30);
     churn.run(&mut sim, until);
     collect(&mut sim, &mut running, &mut outcomes);
+    // Who left in the middle of a lookup is not there to find anything.
+    result.lookups = u32::try_from(outcomes.len()).unwrap_or(u32::MAX);
+    result.begun = run.lookups;
     let sent = (sim.traffic().datagrams - before.datagrams) as f64;
     let seconds = (sim.elapsed() - began).as_secs_f64();
     result.datagrams = ((sent - upkeep_per_s * seconds) / f64::from(run.lookups)).max(0.0);
-    summarise(&mut result, &sim, &outcomes);
+    summarise(&mut result, &outcomes);
     result
 }
 
-fn collect(sim: &mut Sim, running: &mut BTreeMap<(u32, LookupId), Id>, outcomes: &mut Vec<(u32, Id, Outcome)>) {
+/// A lookup that came to its end.
+struct Ended {
+    outcome: Outcome,
+    /// Share of the eight closest live hosts of that moment that its result has.
+    closest: f64,
+}
+
+fn collect(sim: &mut Sim, running: &mut BTreeMap<(u32, LookupId), Id>, outcomes: &mut Vec<Ended>) {
     for (host, event) in sim.take_events() {
         if let Event::Done { lookup, outcome } = event
             && let Some(key) = running.remove(&(host, lookup))
         {
-            outcomes.push((host, key, outcome));
+            let want: Vec<_> = sim.closest_alive(&key, K + 1).into_iter().filter(|h| *h != host).take(K).map(|h| sim.info(h)).collect();
+            let hit = want.iter().filter(|w| outcome.closest.contains(w)).count();
+            outcomes.push(Ended { outcome, closest: hit as f64 / want.len().max(1) as f64 });
         }
     }
 }
 
-fn summarise(result: &mut LookupResult, sim: &Sim, outcomes: &[(u32, Id, Outcome)]) {
+fn summarise(result: &mut LookupResult, outcomes: &[Ended]) {
     let count = outcomes.len().max(1) as f64;
-    for (host, key, outcome) in outcomes {
+    for Ended { outcome, closest } in outcomes {
         result.found += u32::from(outcome.first_after.is_some());
         result.hops += f64::from(outcome.hops) / count;
         result.queries += f64::from(outcome.queries) / count;
         result.first.push(outcome.first_after.unwrap_or(outcome.took));
         result.whole.push(outcome.took);
-        let want: Vec<_> = sim.closest_alive(key, K + 1).into_iter().filter(|h| h != host).take(K).map(|h| sim.info(h)).collect();
-        let hit = want.iter().filter(|w| outcome.closest.contains(w)).count();
-        result.closest += hit as f64 / want.len().max(1) as f64 / count;
+        result.closest += closest / count;
     }
     result.first.sort_unstable();
     result.whole.sort_unstable();
@@ -216,10 +228,29 @@ pub struct AnnounceResult {
     pub queries_per_key: f64,
     /// Mean number of the eight closest live hosts that have the contact, of a sample of keys.
     pub held_by_closest: f64,
+    /// Where the datagrams went, out and in; those of the same time without announces not taken off.
+    pub tally: Tally,
 }
 
-/// One node announces `keys` keys, each with a `pv` of 46 bytes, in a network with ideal tables.
+/// One node announces `keys` keys, each with a `pv` of 46 bytes, in a network with ideal tables. What the same node sends and
+/// receives in the same time without announcing, found by a second run, is taken off.
 pub fn announce_cycle(run: &LookupRun, keys: u32) -> AnnounceResult {
+    let with = announce_run(run, keys, None);
+    let without = announce_run(run, 0, Some(with.lasted));
+    let result = with.result;
+    AnnounceResult {
+        datagrams: result.datagrams.saturating_sub(without.result.datagrams),
+        bytes: result.bytes.saturating_sub(without.result.bytes),
+        ..result
+    }
+}
+
+struct AnnounceRun {
+    result: AnnounceResult,
+    lasted: Duration,
+}
+
+fn announce_run(run: &LookupRun, keys: u32, lasts: Option<Duration>) -> AnnounceRun {
     let mut sim = Sim::new(run.seed, Link { loss: run.loss, ..Link::default() }, run.schedule);
     sim.set_announce_keys_max(keys as usize);
     let all = with_dead(run.nodes, run.dead);
@@ -235,14 +266,18 @@ pub fn announce_cycle(run: &LookupRun, keys: u32) -> AnnounceResult {
     let pv = Pv { key: [7; 32], flags: crate::krpc::FLAG_REACHABLE, deltas: Vec::new() };
     let set: Vec<AnnounceKey> = (0..keys).map(|_| AnnounceKey { key: Id(sim.rng().random()), pv: Some(pv.clone()) }).collect();
     let some: Vec<Id> = set.iter().step_by((keys as usize / 200).max(1)).map(|k| k.key).collect();
-    let counters = |sim: &Sim| sim.node(host).map(|n| n.status().counters).unwrap_or_default();
-    let before = counters(&sim);
-    let begun = sim.elapsed();
+    let queries = |sim: &Sim| sim.node(host).map_or(0, |n| n.counters().queries_out);
+    let (before, begun) = (queries(&sim), sim.elapsed());
+    sim.watch(host);
     sim.with(host, |node, now| node.set_announces(set, now));
     let mut announced = std::collections::BTreeSet::new();
     let mut last = begun;
     // Over when no key was confirmed for a minute.
-    while sim.elapsed() - last < Duration::from_secs(60) && sim.elapsed() - begun < Duration::from_secs(3_600) {
+    let goes_on = |sim: &Sim, last: Duration| match lasts {
+        Some(lasts) => sim.elapsed() - begun < lasts,
+        None => sim.elapsed() - last < Duration::from_secs(60) && sim.elapsed() - begun < Duration::from_secs(3_600),
+    };
+    while goes_on(&sim, last) {
         sim.run_for(Duration::from_secs(1));
         for (at, event) in sim.take_events() {
             if let Event::Announced { key, .. } = event
@@ -253,19 +288,21 @@ pub fn announce_cycle(run: &LookupRun, keys: u32) -> AnnounceResult {
             }
         }
     }
-    let after = counters(&sim);
     let mut held = 0;
     for key in &some {
         let closest: Vec<u32> = sim.closest_alive(key, K + 1).into_iter().filter(|h| *h != host).take(K).collect();
         held += closest.iter().filter(|h| sim.node(**h).is_some_and(|n| n.holds(key))).count();
     }
-    let datagrams = after.datagrams_out + after.datagrams_in - before.datagrams_out - before.datagrams_in;
-    AnnounceResult {
+    let tally = sim.tally();
+    let (datagrams, bytes) = tally.values().fold((0, 0), |(datagrams, bytes), (d, b)| (datagrams + d, bytes + b));
+    let result = AnnounceResult {
         announced: u32::try_from(announced.len()).unwrap_or(u32::MAX),
         datagrams,
-        bytes: after.bytes_out + after.bytes_in - before.bytes_out - before.bytes_in + HEADER_BYTES * datagrams,
+        bytes: bytes + HEADER_BYTES * datagrams,
         took: last - begun,
-        queries_per_key: (after.queries_out - before.queries_out) as f64 / f64::from(keys.max(1)),
+        queries_per_key: (queries(&sim) - before) as f64 / f64::from(keys.max(1)),
         held_by_closest: held as f64 / some.len().max(1) as f64,
-    }
+        tally,
+    };
+    AnnounceRun { result, lasted: sim.elapsed() - begun }
 }

@@ -253,6 +253,25 @@ fn lookups_lose_no_time_to_the_dead() {
     assert!(percentile(&single.first, 99) > 2 * percentile(&result.first, 99), "what the schedule is for");
 }
 
+/// Half of the machines of an hour ago are gone, others have come: what was announced before is found, by whoever stayed.
+#[test]
+fn lookups_outlive_the_coming_and_going() {
+    let run = LookupRun {
+        nodes: 80,
+        dead: 0.0,
+        loss: 0.05,
+        schedule: Schedule::Adapted,
+        lookups: 150,
+        concurrency: CONCURRENCY,
+        session_median: Some(Duration::from_secs(3_600)),
+        seed: 12,
+    };
+    let result = lookups(&run);
+    assert!(result.begun == 150 && result.lookups >= 147 && result.lookups <= 150, "{result:?}");
+    assert_eq!(result.found, result.lookups);
+    assert!(result.closest > 0.8 && percentile(&result.first, 50) < Duration::from_millis(250), "{result:?}");
+}
+
 /// Same seed, same run: a failure found by a seed can be looked at again.
 #[test]
 fn runs_repeat() {
