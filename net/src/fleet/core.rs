@@ -49,6 +49,10 @@ pub const CALLS_MAX: usize = 4_096;
 /// A want is waited for so long after it was last sent; the asker repeats it.
 const WANT_KEPT: Duration = Duration::from_secs(5);
 
+/// A want without an answer is sent again after this, twice: less than the second after which the asker takes its coordinator for
+/// silent. Most answers that take as long are held, and the repetition changes nothing.
+const WANT_AGAIN: Duration = Duration::from_millis(330);
+
 /// Sendings of a query whose answers count.
 const NONCES_KEPT: usize = 3;
 
@@ -399,7 +403,8 @@ impl Core {
         let shape = FileShape::of(want.key.digest, want.size);
         let whole = if self.teller.has(&shape) { group_bits(&shape, want.key.group) } else { 0 };
         let down = |id| self.asker.is_down(id, now);
-        let local = Local { have: whole | self.asker.have(&want.key), down: &down };
+        let mirror_pace = self.asker.mirror_pace(now);
+        let local = Local { have: whole | self.asker.have(&want.key), down: &down, mirror_pace };
         self.coordinator.want(&self.view, asker, want, &local, now)
     }
 
@@ -443,7 +448,8 @@ impl Core {
         if let Some(transaction) = want.and_then(|want| self.wants.get(&want).copied())
             && let Some(call) = self.calls.get_mut(&transaction)
         {
-            (call.ask, call.to) = (ask, to);
+            (call.ask, call.to, call.first, call.step) = (ask, to, now, 0);
+            self.timers.push(Reverse((now + WANT_AGAIN, transaction)));
             return self.transmit(transaction, now);
         }
         if self.calls.len() >= CALLS_MAX {
@@ -456,7 +462,7 @@ impl Core {
                 break transaction;
             }
         };
-        let delay = if want.is_some() { WANT_KEPT } else { Schedule::Adapted.delay(None, &self.rtt) };
+        let delay = if want.is_some() { WANT_AGAIN } else { Schedule::Adapted.delay(None, &self.rtt) };
         self.timers.push(Reverse((now + delay, transaction)));
         self.calls.insert(transaction, Call { to, member, ask, nonces: VecDeque::new(), first: now, sent: now, delay, step: 0 });
         if let Some(want) = want {
@@ -481,10 +487,12 @@ impl Core {
     fn call_due(&mut self, transaction: [u8; 4], now: Instant) {
         let Some(call) = self.calls.get_mut(&transaction) else { return };
         if call.ask.kind() == Kind::Want {
-            if now >= call.sent + WANT_KEPT {
+            if call.step < 2 && now >= call.sent + WANT_AGAIN {
+                call.step += 1;
+                self.timers.push(Reverse((now + if call.step == 1 { WANT_AGAIN } else { WANT_KEPT }, transaction)));
+                self.transmit(transaction, now);
+            } else if now >= call.sent + WANT_KEPT {
                 self.end_call(transaction);
-            } else {
-                self.timers.push(Reverse((call.sent + WANT_KEPT, transaction)));
             }
             return;
         }

@@ -2,7 +2,7 @@
 //!
 //! An address from anywhere (a hello on the link, DNS, the DHT, the saved table) is a hint: it is pinged, and who answers is a
 //! member. One answer is to have joined; then the first two who answer are asked for their lists, and every
-//! [`COMPARE_INTERVAL`] a list that differs from the own one is asked for again. Every [`PING_INTERVAL`] one member, in
+//! [`COMPARE_INTERVAL`], sooner while much is new, a list that differs from the own one is asked for again. Every [`PING_INTERVAL`] one member, in
 //! shuffled order, is pinged; up to six changes ride along, each told about 3 log2(n) times (as in SWIM). A member that is
 //! unreachable is told to be suspect, and out [`SUSPECT_FOR`] later unless it answers or contradicts with a higher incarnation.
 //! Who is out is remembered for a while, so that old lists do not bring it back, and asked now and then whether it came back.
@@ -29,6 +29,9 @@ pub const SUSPECT_FOR: Duration = Duration::from_secs(30);
 
 /// Lists of members are compared this often.
 pub const COMPARE_INTERVAL: Duration = Duration::from_secs(300);
+
+/// The same after joining, and after a list that held more news than a few pings tell; doubled each time.
+const COMPARE_INTERVAL_FIRST: Duration = Duration::from_secs(5);
 
 /// Who is out is remembered for this long.
 const OUT_KEPT: Duration = Duration::from_secs(3600);
@@ -118,6 +121,8 @@ struct Listing {
     member: MemberId,
     to: SocketAddr,
     began: Instant,
+    /// Members before it.
+    live: usize,
 }
 
 /// The members as this machine knows them. Sans I/O: takes what came and the time, gives [`MembersDo`].
@@ -144,6 +149,7 @@ pub struct Members {
     listing: Option<Listing>,
     listed: Vec<MemberId>,
     compare_at: Instant,
+    compare_interval: Duration,
     compare: bool,
     changed: bool,
     rng: SmallRng,
@@ -191,7 +197,8 @@ impl Members {
             lists_wanted: LISTS_ON_JOINING,
             listing: None,
             listed: Vec::new(),
-            compare_at: now + COMPARE_INTERVAL,
+            compare_at: now + COMPARE_INTERVAL_FIRST,
+            compare_interval: COMPARE_INTERVAL_FIRST,
             compare: false,
             changed: true,
             rng: SmallRng::seed_from_u64(seed),
@@ -382,7 +389,7 @@ impl Members {
     }
 
     fn begin_list(&mut self, member: MemberId, to: SocketAddr, now: Instant) {
-        self.listing = Some(Listing { member, to, began: now });
+        self.listing = Some(Listing { member, to, began: now, live: self.live });
         self.todo.push_back(MembersDo::List { to, member, after: MemberId([0; 20]) });
     }
 
@@ -395,7 +402,13 @@ impl Members {
                 self.todo.push_back(MembersDo::List { to: listing.to, member: from, after: last.record.id });
                 self.listing = Some(listing);
             }
-            _ => self.listed.push(from),
+            _ => {
+                self.listed.push(from);
+                if self.live > listing.live + CHANGES_MAX {
+                    self.compare_interval = COMPARE_INTERVAL_FIRST;
+                    self.compare_at = self.compare_at.min(now + COMPARE_INTERVAL_FIRST);
+                }
+            }
         }
     }
 
@@ -537,6 +550,7 @@ impl Members {
             let told = [record.v4.map(SocketAddr::from), record.v6.map(SocketAddr::from)];
             known.answered = known.answered.filter(|at| told.contains(&Some(*at)));
             known.record = record.clone();
+            self.changed = true;
         } else {
             known.record.incarnation = new;
         }
@@ -571,7 +585,8 @@ impl Members {
             }
         }
         if now >= self.compare_at {
-            self.compare_at = now + COMPARE_INTERVAL;
+            self.compare_at = now + self.compare_interval;
+            self.compare_interval = (self.compare_interval * 2).min(COMPARE_INTERVAL);
             self.compare = true;
             self.listed.clear();
             self.listing.take_if(|listing| now.saturating_duration_since(listing.began) >= LIST_PATIENCE);

@@ -35,7 +35,9 @@ const CONTACTS_MAX: usize = 64;
 /// What waits for the owner of one download: more than all groups at once can have under way, each piece twice.
 const DOWNLOAD_MAX: usize = 2 * GROUPS_AT_ONCE * GROUP_PIECES as usize + 1;
 
-/// The DHT is asked for members this often: until the first answers, and then.
+/// The DHT is asked for members first after this, for a node that starts knows nobody; twice as late each time up to
+/// [`TOPIC_UNTIL_JOINED`], and rarely once a member has answered.
+const TOPIC_FIRST: Duration = Duration::from_secs(1);
 const TOPIC_UNTIL_JOINED: Duration = Duration::from_secs(60);
 const TOPIC_WHEN_JOINED: Duration = Duration::from_secs(3600);
 
@@ -225,6 +227,7 @@ struct Task {
     background: JoinSet<()>,
     saving: JoinSet<()>,
     topic_at: Instant,
+    topic_wait: Duration,
     save_at: Instant,
     near_at: Instant,
 }
@@ -267,7 +270,8 @@ impl Task {
             downloads: HashMap::new(),
             background: JoinSet::new(),
             saving: JoinSet::new(),
-            topic_at: now,
+            topic_at: now + TOPIC_FIRST,
+            topic_wait: TOPIC_FIRST,
             save_at: now + SAVE_INTERVAL,
             near_at: now + NEAR_INTERVAL,
         }
@@ -408,7 +412,8 @@ impl Task {
         }
         if now >= self.topic_at {
             let joined = !self.core.members().is_empty();
-            self.topic_at = now + if joined { TOPIC_WHEN_JOINED } else { TOPIC_UNTIL_JOINED };
+            self.topic_wait = (self.topic_wait * 2).min(TOPIC_UNTIL_JOINED);
+            self.topic_at = now + if joined { TOPIC_WHEN_JOINED } else { self.topic_wait };
             if let Some(key) = &self.options.key {
                 self.background.spawn(ask_dht(self.dht.clone(), key.topic(), self.contacts_in.clone()));
             }

@@ -5,7 +5,7 @@
 //!
 //! | verb | asks | answer |
 //! |---|---|---|
-//! | `pf_want` | [`Want`]: `f` digest, `g` group, `h` pieces had, `n` size, `b`/`c` bad contacts, `m` mirror bad | [`Reply`]: `t` take, `f`/`g` from, `w` wait, `s` see, `x` free |
+//! | `pf_want` | [`Want`]: `f` digest, `g` group, `h` pieces had, `n` size, `b`/`c` bad contacts, `m` mirror bad, `p` its pace | [`Reply`]: `t` take, `f`/`g` from, `w` wait, `s` see, `x` free |
 //! | `pf_have` | `d`: up to [`HAVE_DIGESTS_MAX`] digests | nothing |
 //! | `pf_ping` | `s` the sender, `c` changes | the same, `d` digest and `n` number of the members |
 //! | `pf_list` | `a`: members after this id | `m` members, `e` no more follow |
@@ -271,6 +271,9 @@ pub fn query(key: &FleetKey, me: MemberId, transaction: [u8; 4], nonce: Nonce, n
             out.bytes("id", &me.0);
             out.flag("m", want.mirror_bad);
             out.int("n", want.size);
+            if let Some(pace) = want.mirror_pace {
+                out.int("p", millis(pace).into());
+            }
         }
         Ask::Have(digests) => {
             out.bytes("d", &digests.iter().take(HAVE_DIGESTS_MAX).flat_map(|digest| digest.0).collect::<Vec<u8>>());
@@ -464,6 +467,10 @@ fn want(args: &Entries) -> Option<Want> {
         have: piece_bits(string(args, "h")?)?,
         bad: bad.into_iter().map(|(contact, _)| contact).collect(),
         mirror_bad: args.get("m".as_bytes()).and_then(int) == Some(1),
+        mirror_pace: match args.get("p".as_bytes()) {
+            None => None,
+            Some(pace) => Some(Duration::from_millis(u16::try_from(int(pace)?).ok()?.into())),
+        },
     })
 }
 

@@ -14,6 +14,8 @@
 
 mod asker;
 mod coordinator;
+#[cfg(any(test, feature = "testnet"))]
+pub mod sim;
 #[cfg(test)]
 mod tests;
 
@@ -171,6 +173,8 @@ pub struct Want {
     pub bad: Vec<SocketAddr>,
     /// The mirror failed it lately.
     pub mirror_bad: bool,
+    /// How long the mirror takes for a piece, where that is long: see [`Asker::mirror_pace`].
+    pub mirror_pace: Option<Duration>,
 }
 
 /// What a coordinator answers. Several parts may come together; none at all is an answer to who has everything.

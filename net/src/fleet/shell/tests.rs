@@ -165,3 +165,52 @@ async fn another_key_is_another_fleet() {
     assert!(b.auth().unwrap().check(request, &signed.header, unix_s()).is_none());
     assert_eq!(wire::changes(&a.auth().unwrap().members(), 9).unwrap().len(), 2);
 }
+
+/// Without multicast, with one seed that does not exist, one where nobody listens and one alive: joined by the last, within
+/// fifteen seconds. With none alive a machine is alone, and its downloads do not wait.
+#[tokio::test]
+async fn one_seed_alive_is_enough() {
+    use crate::discovery::tests::{A, SRV, name_server, srv};
+    let ((dht_a, at_a), (dht_b, at_b), (dht_c, at_c)) = (node().await, node().await, node().await);
+    let std::net::IpAddr::V4(ip) = at_a.ip() else { unreachable!("all are v4") };
+    let records = vec![
+        ("_poolfs._udp.alive.test", SRV, srv(0, at_a.port(), "host.alive.test")),
+        ("host.alive.test", A, ip.octets().to_vec()),
+        ("_poolfs._udp.silent.test", SRV, srv(0, 9, "host.alive.test")),
+    ];
+    let server = name_server(records).await;
+    let seeded = |at: SocketAddr, seeds: &[&str]| FleetOptions {
+        seeds: seeds.iter().map(ToString::to_string).collect(),
+        name_servers: vec![server],
+        ..FleetOptions::new(Some(key()), at.port())
+    };
+    let a = join(&dht_a, at_a, Some(key()), at_a).await;
+    let b = Fleet::start(&dht_b, seeded(at_b, &["missing.test", "silent.test", "alive.test"]), None).await;
+    let joined = tokio::time::timeout(Duration::from_secs(15), async { a.knows(1).await && b.knows(1).await });
+    assert!(joined.await.unwrap());
+    let c = Fleet::start(&dht_c, seeded(at_c, &["missing.test", "silent.test"]), None).await;
+    assert!(c.plan(FileShape::of(Digest([8; 32]), 1_000), Bits::none(1)).await.is_none(), "the mirror at once");
+}
+
+/// Members that know nothing of each other but are in one DHT meet under the key's topic, and after a restart by the database.
+#[tokio::test]
+async fn members_meet_in_the_dht() {
+    let ((dht_a, at_a), (dht_b, at_b), (dht_c, _)) = (node().await, node().await, node().await);
+    for dht in [&dht_a, &dht_b] {
+        dht.bootstrap(vec![dht_c.local(Family::V4).unwrap()]).await.unwrap();
+        dht.knows(1).await.unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let netdb = Arc::new(NetDb::open(dir.path()).unwrap());
+    let a = Fleet::start(&dht_a, FleetOptions::new(Some(key()), at_a.port()), None).await;
+    let b = Fleet::start(&dht_b, FleetOptions::new(Some(key()), at_b.port()), Some(Arc::clone(&netdb))).await;
+    assert!(a.knows(1).await && b.knows(1).await);
+    drop(b);
+    dht_b.shutdown().await;
+    while netdb.saved_members().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let (dht_d, at_d) = node().await;
+    let d = Fleet::start(&dht_d, FleetOptions::new(Some(key()), at_d.port()), Some(netdb)).await;
+    assert!(d.knows(1).await && d.is_member(at_a));
+}

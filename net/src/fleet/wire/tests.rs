@@ -34,7 +34,7 @@ fn shape() -> FileShape {
 }
 
 fn want_of(bad: Vec<SocketAddr>) -> Want {
-    Want { key: GroupKey { digest: shape().digest, group: 12 }, size: shape().size, have: 0b11, bad, mirror_bad: false }
+    Want { key: GroupKey { digest: shape().digest, group: 12 }, size: shape().size, have: 0b11, bad, mirror_bad: false, mirror_pace: None }
 }
 
 fn asked(ask: &Ask) -> Vec<u8> {
@@ -67,11 +67,12 @@ fn golden_bytes() {
     let bad = vec!["10.0.0.9:9977".parse().unwrap()];
     let mut want = want_of(bad);
     want.mirror_bad = true;
+    want.mirror_pace = Some(Duration::from_millis(1_500));
     let fives = "\\x05".repeat(32);
     ask(
         Ask::Want(want),
         &format!(
-            "d1:ad1:b6:\\n\\x00\\x00\\t&\\xf91:f32:{fives}1:gi12e1:h2:\\xc0\\x002:id20:abcdefghij01234567891:mi1e1:ni209715200ee{}",
+            "d1:ad1:b6:\\n\\x00\\x00\\t&\\xf91:f32:{fives}1:gi12e1:h2:\\xc0\\x002:id20:abcdefghij01234567891:mi1e1:ni209715200e1:pi1500ee{}",
             tail("pf_want")
         ),
     );

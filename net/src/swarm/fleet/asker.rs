@@ -44,6 +44,12 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// How many `see` are followed.
 const SEE_MAX: u8 = 2;
 
+/// A mirror that takes at least this long for a piece is told of as slow.
+const MIRROR_PACE_TOLD: Duration = Duration::from_secs(1);
+
+/// Pieces from the mirror whose times are remembered.
+const MIRROR_TIMES_KEPT: usize = 8;
+
 /// Members whose failures are remembered: as many as there can be.
 const FAILED_MAX: usize = super::MEMBERS_MAX;
 
@@ -89,6 +95,7 @@ struct Query {
 #[derive(Clone, Copy, Debug)]
 struct Fetching {
     from: Origin,
+    since: Instant,
     /// Whose hint it is; `None`: our own fallback.
     by: Option<MemberId>,
 }
@@ -126,6 +133,8 @@ pub struct Asker {
     passed_over: HashMap<MemberId, Instant>,
     /// Since when a coordinator's hints have brought nothing.
     in_vain: HashMap<MemberId, Instant>,
+    /// How long the last pieces from the mirror took.
+    mirror_times: VecDeque<Duration>,
     random: u64,
     todo: VecDeque<AskDo>,
 }
@@ -141,6 +150,7 @@ impl Asker {
             down: HashMap::new(),
             passed_over: HashMap::new(),
             in_vain: HashMap::new(),
+            mirror_times: VecDeque::new(),
             random: seed,
             todo: VecDeque::new(),
         }
@@ -231,7 +241,7 @@ impl Asker {
         let free_pieces = |group: &Group, bits: u16| bits & group.all & !group.have & !group.fetching_bits();
         if let Some((bits, _)) = reply.take {
             let bits = free_pieces(group, bits);
-            group.fetch(key, bits, Origin::Mirror, Some(from), &mut self.todo);
+            group.fetch(key, bits, Origin::Mirror, Some(from), now, &mut self.todo);
             took = bits != 0 || group.mirror_bits() != 0;
         }
         for (contact, bits) in &reply.from {
@@ -243,7 +253,7 @@ impl Asker {
             // Who is passed over as a coordinator may still be a good holder.
             if self.down.get(&member.id).is_none_or(|at| now.saturating_duration_since(*at) >= DOWN_FOR) {
                 let bits = free_pieces(group, *bits);
-                group.fetch(key, bits, Origin::Member(member.id), Some(from), &mut self.todo);
+                group.fetch(key, bits, Origin::Member(member.id), Some(from), now, &mut self.todo);
                 hinted |= bits != 0;
             } else {
                 group.note_bad(*contact, now);
@@ -276,6 +286,12 @@ impl Asker {
         group.progress = now;
         group.fallback_at = None;
         let fetching = group.fetching[(piece % GROUP_PIECES) as usize].take();
+        if let Some(Fetching { from: Origin::Mirror, since, .. }) = fetching {
+            self.mirror_times.push_back(now.saturating_duration_since(since));
+            while self.mirror_times.len() > MIRROR_TIMES_KEPT {
+                self.mirror_times.pop_front();
+            }
+        }
         if let Some(by) = fetching.and_then(|fetching| fetching.by) {
             self.in_vain.remove(&by);
         }
@@ -345,7 +361,9 @@ impl Asker {
             }
             let Some(group) = self.active.get_mut(&key) else { continue };
             let silent = group.silent_since.is_some_and(|since| now >= since + ALL_SILENT);
-            if (silent || now >= group.progress + STUCK) && group.fallback_at.is_none() {
+            // Who waits for the mirror itself knows that going there again would not help.
+            let stuck = now >= group.progress + STUCK && group.mirror_bits() == 0;
+            if (silent || stuck) && group.fallback_at.is_none() {
                 group.plan_fallback(view.len(), &mut self.random, now);
             }
             if group.fallback_at.is_some_and(|at| now >= at) {
@@ -354,7 +372,7 @@ impl Asker {
                 group.silent_since = None;
                 // What somebody was to bring and has not brought is fetched as well.
                 let bits = group.all & !group.have & !group.mirror_bits();
-                group.fetch(key, bits, Origin::Mirror, None, &mut self.todo);
+                group.fetch(key, bits, Origin::Mirror, None, now, &mut self.todo);
             }
         }
     }
@@ -364,12 +382,24 @@ impl Asker {
         let of = |group: &Group| {
             let query = group.query.as_ref().map(|query| query.sent + SILENT);
             let planned = group.fallback_at.or_else(|| {
-                let stuck = group.progress + STUCK;
-                Some(group.silent_since.map_or(stuck, |since| stuck.min(since + ALL_SILENT)))
+                let stuck = (group.mirror_bits() == 0).then_some(group.progress + STUCK);
+                stuck.into_iter().chain(group.silent_since.map(|since| since + ALL_SILENT)).min()
             });
             [query.or(group.ask_at), planned].into_iter().flatten().min()
         };
         self.active.values().filter_map(of).chain(self.in_vain.values().map(|at| *at + HINTS_COST_MAX)).min()
+    }
+
+    /// How long the mirror takes for a piece: the median of the last ones, or of those under way if that is longer already.
+    pub fn mirror_pace(&self, now: Instant) -> Option<Duration> {
+        let median = |mut times: Vec<Duration>| {
+            times.sort_unstable();
+            times.get(times.len() / 2).copied()
+        };
+        let fetching = self.active.values().flat_map(|group| group.fetching.iter().flatten());
+        let running = fetching.filter(|fetching| fetching.from == Origin::Mirror);
+        let running = median(running.map(|fetching| now.saturating_duration_since(fetching.since)).collect());
+        running.max(median(self.mirror_times.iter().copied().collect()))
     }
 
     /// Whether a member has just failed to answer this machine.
@@ -483,6 +513,7 @@ impl Asker {
             have: group.have,
             bad: bad.take(BAD_MAX).collect(),
             mirror_bad: group.mirror_bad.as_ref().is_some_and(recent),
+            mirror_pace: self.mirror_pace(now).filter(|pace| *pace >= MIRROR_PACE_TOLD),
         })
     }
 
@@ -527,10 +558,10 @@ impl Group {
         (0..16).filter(mirror).fold(0, |all, at| all | 1 << at)
     }
 
-    fn fetch(&mut self, key: GroupKey, bits: u16, from: Origin, by: Option<MemberId>, todo: &mut VecDeque<AskDo>) {
+    fn fetch(&mut self, key: GroupKey, bits: u16, from: Origin, by: Option<MemberId>, now: Instant, todo: &mut VecDeque<AskDo>) {
         for (bit, slot) in (0u32..).zip(&mut self.fetching) {
             if bits & (1 << bit) != 0 {
-                *slot = Some(Fetching { from, by });
+                *slot = Some(Fetching { from, since: now, by });
                 todo.push_back(AskDo::Fetch { digest: key.digest, piece: key.group * GROUP_PIECES + bit, from });
             }
         }

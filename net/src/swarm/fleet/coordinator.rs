@@ -37,6 +37,12 @@ const LEASE_PIECES_MAX: u32 = 4;
 const SLOW_MIN: Duration = Duration::from_secs(1);
 const SLOW_MEDIANS: u32 = 4;
 
+/// However slow the mirror is, a lease older than this is not the only one on its piece.
+const SLOW_MAX: Duration = Duration::from_secs(60);
+
+/// A group that is asked for because its coordinator failed gives no lease for so long: meanwhile the askers tell what they have.
+const REFILL: Duration = Duration::from_millis(600);
+
 /// Leases on one piece at once, and in [`LEASES_WINDOW`].
 const LEASES_AT_ONCE: usize = 2;
 const LEASES_MAX: usize = 3;
@@ -77,6 +83,8 @@ pub struct Local<'a> {
     pub have: u16,
     /// Whether a member did not answer it just now, see [`Asker::is_down`](super::Asker::is_down).
     pub down: &'a dyn Fn(MemberId) -> bool,
+    /// How long the mirror takes for a piece, as this machine sees it, see [`Asker::mirror_pace`](super::Asker::mirror_pace).
+    pub mirror_pace: Option<Duration>,
 }
 
 impl std::fmt::Debug for Local<'_> {
@@ -166,6 +174,8 @@ struct Group {
     leases: Vec<Vec<Lease>>,
     wanted: Instant,
     freed: Option<Instant>,
+    /// No lease before this.
+    refilled: Instant,
     /// Askers whose answer is held, oldest first.
     held: VecDeque<(usize, Instant)>,
     /// Something changed since the held ones were looked at.
@@ -180,6 +190,8 @@ pub struct Coordinator {
     entries: usize,
     held: usize,
     lease_times: VecDeque<Duration>,
+    /// How long the mirror takes, by who said so and when.
+    paces: VecDeque<(MemberId, Instant, Duration)>,
     told: HashMap<Digest, Vec<(MemberId, Instant)>>,
     pub(super) told_count: usize,
     told_expired: Option<Instant>,
@@ -195,6 +207,7 @@ impl Coordinator {
             entries: 0,
             held: 0,
             lease_times: VecDeque::new(),
+            paces: VecDeque::new(),
             told: HashMap::new(),
             told_count: 0,
             told_expired: None,
@@ -255,6 +268,8 @@ impl Coordinator {
             }
             greater => greater.is_some(),
         };
+        self.pace_told(asker.id, want.mirror_pace, now);
+        self.pace_told(self.me, local.mirror_pace, now);
         if !self.groups.contains_key(&want.key) {
             self.make_room(now);
             let group = self.new_group(view, want, all, now);
@@ -266,7 +281,7 @@ impl Coordinator {
             return Answer::Ignored;
         }
         group.wanted = now;
-        let before = (group.entries.len(), group.held.len());
+        let before = group.entries.len();
         if let Some(me) = view.member(self.me).filter(|me| own_have != 0 && me.id != asker.id) {
             let own = group.entry(me);
             group.dirty |= own_have & all & !group.entries[own].have != 0;
@@ -281,15 +296,22 @@ impl Coordinator {
         while self.lease_times.len() > TIMES_KEPT {
             self.lease_times.pop_front();
         }
-        group.held.retain(|(member, _)| *member != at);
-        self.entries += group.entries.len() - before.0;
-        self.held -= before.1 - group.held.len();
-        let reply = group.answer(at, slow_after(&self.lease_times), now);
+        self.entries += group.entries.len() - before;
+        // A repetition of a held want keeps its place and its time.
+        let held = group.held.iter().position(|(member, _)| *member == at);
+        let slow = slow_after(&self.lease_times, &self.paces, now);
+        let reply = group.answer(at, slow, now);
         if group.dirty {
             self.dirty.push(want.key);
         }
         match reply {
-            Some(reply) => Answer::Now(reply),
+            Some(reply) => {
+                if held.and_then(|place| group.held.remove(place)).is_some() {
+                    self.held -= 1;
+                }
+                Answer::Now(reply)
+            }
+            None if held.is_some() => Answer::Held,
             None if self.held < HELD_MAX => {
                 self.held += 1;
                 group.held.push_back((at, now + HOLD));
@@ -302,7 +324,7 @@ impl Coordinator {
     /// Answers to held wants that can be given now.
     pub fn poll(&mut self, now: Instant) -> Vec<(MemberId, GroupKey, Reply)> {
         let mut out = Vec::new();
-        let slow = slow_after(&self.lease_times);
+        let slow = slow_after(&self.lease_times, &self.paces, now);
         let mut keys = std::mem::take(&mut self.dirty);
         keys.sort_unstable();
         keys.dedup();
@@ -332,7 +354,7 @@ impl Coordinator {
 
     /// Ends what time ends: leases, addresses given, answers held. To be called a few times a second.
     pub fn tick(&mut self, view: &View, now: Instant) -> Vec<(MemberId, GroupKey, Reply)> {
-        let slow = slow_after(&self.lease_times);
+        let slow = slow_after(&self.lease_times, &self.paces, now);
         let mut out = Vec::new();
         for (key, group) in &mut self.groups {
             if group.held.is_empty() {
@@ -360,6 +382,15 @@ impl Coordinator {
         above().find(|member| !want.bad.contains(&member.contact)).or_else(|| above().next())
     }
 
+    fn pace_told(&mut self, by: MemberId, pace: Option<Duration>, now: Instant) {
+        let Some(pace) = pace else { return };
+        self.paces.retain(|(other, at, _)| *other != by && now.saturating_duration_since(*at) < LEASE);
+        self.paces.push_back((by, now, pace));
+        while self.paces.len() > TIMES_KEPT {
+            self.paces.pop_front();
+        }
+    }
+
     fn new_group(&self, view: &View, want: &Want, all: u16, now: Instant) -> Group {
         let mut group = Group {
             size: want.size,
@@ -369,6 +400,7 @@ impl Coordinator {
             leases: vec![Vec::new(); all.count_ones() as usize],
             wanted: now,
             freed: None,
+            refilled: if want.bad.is_empty() { now } else { now + REFILL },
             held: VecDeque::new(),
             dirty: false,
         };
@@ -407,10 +439,17 @@ impl Coordinator {
 /// Held askers of a group looked at in vain before the others are left for later.
 const HELD_IN_VAIN_MAX: u32 = 4;
 
-fn slow_after(times: &VecDeque<Duration>) -> Duration {
-    let mut sorted: Vec<Duration> = times.iter().copied().collect();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).map_or(LEASE, |median| (*median * SLOW_MEDIANS).max(SLOW_MIN))
+/// When a lease is slow. A mirror that several find slow is not made faster by asking it twice.
+fn slow_after(times: &VecDeque<Duration>, paces: &VecDeque<(MemberId, Instant, Duration)>, now: Instant) -> Duration {
+    let median = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        times.get(times.len() / 2).copied()
+    };
+    let recent = paces.iter().filter(|(_, at, _)| now.saturating_duration_since(*at) < LEASE);
+    let paces: Vec<Duration> = recent.map(|(.., pace)| *pace).collect();
+    let pace = if paces.len() > 1 { median(paces) } else { None }.unwrap_or_default();
+    let after = median(times.iter().copied().collect()).map_or(LEASE, |median| (median * SLOW_MEDIANS).max(SLOW_MIN));
+    after.max((pace * SLOW_MEDIANS).min(SLOW_MAX))
 }
 
 fn bits(of: u16) -> impl Iterator<Item = usize> {
@@ -508,7 +547,7 @@ impl Group {
         }
         let mirror_bad = asker.mirror_bad.is_some_and(|bad| now.saturating_duration_since(bad) < BAD_FOR);
         self.name_holders(at, open & had, holders, now);
-        if !mirror_bad && self.entries[at].defer_until.is_none_or(|until| now >= until) {
+        if !mirror_bad && now >= self.refilled && self.entries[at].defer_until.is_none_or(|until| now >= until) {
             let most = if others_ask { LEASE_PIECES_MAX } else { super::GROUP_PIECES };
             self.lease(at, open & !had, most.saturating_sub(leased.count_ones()), slow, now);
         }

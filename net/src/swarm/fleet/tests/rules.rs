@@ -29,7 +29,7 @@ impl Table {
     }
 
     fn ask_with(&mut self, asker: usize, have: u16, bad: Vec<SocketAddr>) -> Answer {
-        let want = Want { key: self.key, size: self.size, have, bad, mirror_bad: false };
+        let want = Want { key: self.key, size: self.size, have, bad, mirror_bad: false, mirror_pace: None };
         self.coordinator.want(&self.view, &self.askers[asker], &want, &local(0), self.now)
     }
 
@@ -221,7 +221,7 @@ fn who_is_not_first_names_who_is() {
 fn the_coordinator_is_a_holder_too() {
     let mut table = table(3);
     let me = table.view.ranked(&table.key)[0];
-    let want = Want { key: table.key, size: table.size, have: 0xfffe, bad: Vec::new(), mirror_bad: false };
+    let want = Want { key: table.key, size: table.size, have: 0xfffe, bad: Vec::new(), mirror_bad: false, mirror_pace: None };
     let answer = table.coordinator.want(&table.view, &table.askers[0], &want, &local(0xffff), table.now);
     assert_eq!(named(&answer), [(table.view.member(me).unwrap().contact, 1)]);
 }
@@ -235,12 +235,26 @@ fn memory_is_bounded() {
     let mut most = 0;
     for nth in 0..30_000usize {
         let shape = file(nth, 1_000);
-        let want = Want { key: GroupKey { digest: shape.digest, group: 0 }, size: 1_000, have: 0, bad: Vec::new(), mirror_bad: false };
+        let want = Want {
+            key: GroupKey { digest: shape.digest, group: 0 },
+            size: 1_000,
+            have: 0,
+            bad: Vec::new(),
+            mirror_bad: false,
+            mirror_pace: None,
+        };
         coordinator.want(&view, &member(1), &want, &local(0), now + Duration::from_millis(nth as u64));
         most = most.max(coordinator.groups());
     }
     assert!((9_000..=GROUPS_MAX).contains(&most), "{most}");
-    let nonsense = Want { key: GroupKey { digest: Digest::of(b""), group: 7 }, size: 10, have: 0xffff, bad: Vec::new(), mirror_bad: false };
+    let nonsense = Want {
+        key: GroupKey { digest: Digest::of(b""), group: 7 },
+        size: 10,
+        have: 0xffff,
+        bad: Vec::new(),
+        mirror_bad: false,
+        mirror_pace: None,
+    };
     assert_eq!(coordinator.want(&view, &member(1), &nonsense, &local(0), now), Answer::Ignored);
     for nth in 0..500_000u32 {
         coordinator.told(member_id(1), &[Digest::of(&nth.to_be_bytes())], now);
