@@ -6,6 +6,7 @@
 use poolfs_core::Digest;
 use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Delivery, Giver, Source, SourceError, Verdict, Want};
 use poolfs_net::mirror::{Mirror, MirrorError, MirrorFile, MirrorPiece};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -25,7 +26,7 @@ impl NetSource {
 }
 
 impl Source for NetSource {
-    fn want(&self, want: Want) -> mpsc::Receiver<Delivery> {
+    fn want(&self, want: Want, _incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery> {
         let (out, deliveries) = mpsc::channel(DELIVERIES_WAITING_MAX);
         let mirror = Arc::clone(&self.mirror);
         self.runtime.spawn(async move {

@@ -13,6 +13,7 @@ use poolfs_fs::names::Names;
 use poolfs_fs::source::{Delivery, Source, Verdict, Want};
 use poolfs_fs::supply::{Mend, Mended, Wound};
 use poolfs_fs::{FsError, TreeParts};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ impl Names for NoNames {
 struct NoSource;
 
 impl Source for NoSource {
-    fn want(&self, _want: Want) -> mpsc::Receiver<Delivery> {
+    fn want(&self, _want: Want, _incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery> {
         // A closed channel: the source is gone.
         mpsc::channel(1).1
     }

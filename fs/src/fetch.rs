@@ -543,7 +543,9 @@ impl Inner {
         download.meter.lock().resume(disk.done_bytes());
         if !disk.is_complete() {
             let Job { urls, purpose, .. } = download.job.clone();
-            let mut deliveries = self.source.want(Want { digest, size, urls, missing: disk.missing(), purpose });
+            let (incoming, disk_again) = self.blocking(download, move || Ok((disk.read_only()?, disk))).await?;
+            disk = disk_again;
+            let mut deliveries = self.source.want(Want { digest, size, urls, missing: disk.missing(), purpose }, Some(incoming));
             // While the source gets going, what is here already is hashed.
             disk = self.blocking(download, move || disk.catch_up()).await?;
             let mut held = Some(disk);
@@ -592,13 +594,13 @@ impl Inner {
         Err(Stop::Error(FetchError::of(digest, size, StoreError::InProgress(digest))))
     }
 
-    /// Takes deliveries until the file in `held` is complete; `held` is empty after an error of the disk.
+    /// Takes deliveries until the source says that the file in `held` is complete; `held` is empty after an error of the disk.
     async fn collect(&self, download: &Download, held: &mut Option<Disk>, deliveries: &mut mpsc::Receiver<Delivery>) -> Result<(), Stop> {
         let digest = download.job.digest;
         let failed = |why: String| Stop::Error(FetchError::NotNow { digest, why });
         let mut alarm = TimerInstant::now() + self.limits.no_progress;
         let mut window = (TimerInstant::now() + self.limits.rate_window, 0_u64);
-        while held.as_ref().is_some_and(|disk| !disk.is_complete()) {
+        loop {
             let delivery = tokio::select! {
                 biased;
                 () = self.unwanted(download) => return Err(Stop::Unwanted),
@@ -617,22 +619,28 @@ impl Inner {
                     let disk = held.take().expect("held while it is incomplete");
                     let (taken, disk) = self.blocking(download, move || disk.take(index, &bytes)).await?;
                     *held = Some(disk);
-                    self.count(&giver, taken);
-                    download.meter.lock().took((self.clock)(), giver, taken);
-                    if taken > 0 {
+                    self.count(&giver, taken.bytes);
+                    download.meter.lock().took((self.clock)(), giver, taken.bytes, taken.replaced);
+                    if taken.bytes > 0 {
                         alarm = TimerInstant::now() + self.limits.no_progress;
-                        window.1 += taken;
+                        window.1 += taken.bytes;
                     }
                 }
+                Some(Delivery::Checking { bytes }) => {
+                    alarm = TimerInstant::now() + self.limits.no_progress;
+                    window.1 += bytes;
+                }
+                Some(Delivery::Done) if held.as_ref().is_some_and(Disk::is_complete) => return Ok(()),
                 Some(Delivery::Done) => {
                     return Err(failed("pieces were promised and did not come".to_owned()));
                 }
                 Some(Delivery::Failed(SourceError::Nowhere { why, .. })) => return Err(Stop::Error(FetchError::Nowhere { digest, why })),
                 Some(Delivery::Failed(SourceError::NotNow { why, .. })) => return Err(failed(why)),
+                // With all of it here the digest decides, not who went away.
+                Some(Delivery::Failed(SourceError::Gone)) | None if held.as_ref().is_some_and(Disk::is_complete) => return Ok(()),
                 Some(Delivery::Failed(SourceError::Gone)) | None => return Err(Stop::Error(FetchError::Stopped { digest })),
             }
         }
-        Ok(())
     }
 
     /// Runs a step that touches the disk. The steps of a download never overlap, and each is waited for, so that its

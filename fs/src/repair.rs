@@ -216,7 +216,7 @@ impl Inner {
         let span = piece::span(index.into(), want.size, PIECE_BYTES);
         let unavailable = |why: String| RepairError::Unavailable { digest, index, why };
         let deadline = Instant::now() + self.limits.wait;
-        let mut deliveries = self.source.want(want);
+        let mut deliveries = self.source.want(want, None);
         loop {
             let delivery = timeout_at(deadline, deliveries.recv()).await;
             match delivery.map_err(|_| unavailable(format!("it did not come in {} s", self.limits.wait.as_secs())))? {
@@ -225,7 +225,7 @@ impl Inner {
                         return Ok(bytes);
                     }
                 }
-                Some(Delivery::Piece { .. }) => {}
+                Some(Delivery::Piece { .. } | Delivery::Checking { .. }) => {}
                 Some(Delivery::Done) => return Err(unavailable("it was promised and did not come".to_owned())),
                 Some(Delivery::Failed(SourceError::Nowhere { why, .. } | SourceError::NotNow { why, .. })) => return Err(unavailable(why)),
                 Some(Delivery::Failed(SourceError::Gone)) | None => return Err(RepairError::Stopped { digest }),

@@ -3,7 +3,8 @@
 //! What crosses it is plain values and file descriptors, so that the other side can be a process of its own: a [`Want`]
 //! goes out, [`Delivery`]s come back until `Done` or `Failed`. Dropping the receiver cancels. The other side never holds a
 //! writable descriptor of a file: it hands over each piece in a sealed memfd, and this side copies it into `incoming/`,
-//! computes the digest itself and tells the [`Verdict`].
+//! computes the digest itself and tells the [`Verdict`]. What it gets beside the want is a descriptor that reads what is in
+//! `incoming/`: it compares givers by these bytes, and shares the pieces that it knows to be right while the rest arrives.
 
 use poolfs_core::Digest;
 pub use poolfs_core::catalog::MirrorUrl;
@@ -43,7 +44,8 @@ pub enum Purpose {
 /// What comes back for a [`Want`].
 #[derive(Debug)]
 pub enum Delivery {
-    /// One piece, of the length that the want's size implies. Nothing in it is believed yet.
+    /// One piece, of the length that the want's size implies. Nothing in it is believed yet. A later one of the same index
+    /// takes the place of this one, as long as the file is not done.
     Piece {
         /// Which piece.
         index: u32,
@@ -52,7 +54,12 @@ pub enum Delivery {
         /// Who gave it.
         giver: Giver,
     },
-    /// Every missing piece was delivered.
+    /// Bytes arrived that are compared with what is here and are not part of the file: it is being worked on.
+    Checking {
+        /// How many, since the last of these.
+        bytes: u64,
+    },
+    /// Every missing piece was delivered, and none will be replaced any more.
     Done,
     /// Nobody delivers the rest.
     Failed(SourceError),
@@ -114,8 +121,11 @@ pub enum SourceError {
 
 /// The network, as the mounts see it.
 pub trait Source: Send + Sync + 'static {
-    /// Starts to deliver; returns at once. At most [`DELIVERIES_WAITING_MAX`] deliveries wait in the channel.
-    fn want(&self, want: Want) -> mpsc::Receiver<Delivery>;
+    /// Starts to deliver; returns at once. At most [`DELIVERIES_WAITING_MAX`] deliveries wait in the channel, and a piece is
+    /// in `incoming/` before the next one is taken from it.
+    ///
+    /// `incoming` reads the file as far as it is here, at its places; `None` where single pieces of another file are wanted.
+    fn want(&self, want: Want, incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery>;
 
     /// Tells what the delivered bytes turned out to be. After `Wrong` a new [`Want`] may follow, and other sources are preferred.
     fn verdict(&self, digest: Digest, verdict: Verdict);

@@ -20,6 +20,17 @@ pub(super) struct Disk {
     missing: BTreeSet<u32>,
     /// Has taken the pieces up to the first one that was missing when it was last brought on.
     summer: Summer,
+    /// A summed piece was replaced: all is summed anew at the end, not at each such piece.
+    sum_at_end: bool,
+}
+
+/// What became of a piece.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Its length in bytes; 0 for one that is not what it should be.
+    pub(super) bytes: u64,
+    /// Whether one was there before.
+    pub(super) replaced: bool,
 }
 
 impl Disk {
@@ -27,7 +38,7 @@ impl Disk {
     pub(super) fn begin(incoming: &Arc<Incoming>, digest: Digest, size: u64) -> Result<Self, StoreError> {
         let partial = incoming.begin(digest, size)?;
         let missing = partial.missing().into_iter().collect();
-        Ok(Self { partial, missing, summer: Summer::new() })
+        Ok(Self { partial, missing, summer: Summer::new(), sum_at_end: false })
     }
 
     pub(super) fn missing(&self) -> Vec<u32> {
@@ -48,6 +59,11 @@ impl Disk {
         Ok(self)
     }
 
+    /// A descriptor that only reads it.
+    pub(super) fn read_only(&self) -> Result<OwnedFd, StoreError> {
+        self.partial.read_only()
+    }
+
     fn sum_prefix(&mut self) -> Result<(), StoreError> {
         while self.summer.size() < self.partial.size() {
             let next = self.next_piece();
@@ -64,16 +80,16 @@ impl Disk {
         u32::try_from(self.summer.size() / u64::from(PIECE_BYTES)).expect("a download's pieces are counted in u32")
     }
 
-    /// Takes a piece that is missing; returns its length in bytes, 0 for one that is not wanted or not what it should be.
-    pub(super) fn take(mut self, index: u32, memory: &OwnedFd) -> Result<(u64, Self), StoreError> {
+    /// Takes a piece; one that is here already is replaced.
+    pub(super) fn take(mut self, index: u32, memory: &OwnedFd) -> Result<(Taken, Self), StoreError> {
         let span = piece::span(index.into(), self.partial.size(), PIECE_BYTES);
         let length = span.end - span.start;
-        if !self.missing.contains(&index) {
-            return Ok((0, self));
+        if length == 0 {
+            return Ok((Taken::default(), self));
         }
         let Some(bytes) = read_sealed(memory, length) else {
             tracing::warn!(index, digest = %self.partial.digest(), "a source handed over a piece of the wrong length or without seals");
-            return Ok((0, self));
+            return Ok((Taken::default(), self));
         };
         if let Err(error) = self.partial.write_piece(index, &bytes) {
             if error.is_full() {
@@ -81,13 +97,20 @@ impl Disk {
             }
             return Err(error);
         }
-        self.missing.remove(&index);
+        let replaced = !self.missing.remove(&index);
+        if span.start < self.summer.size() {
+            self.summer = Summer::new();
+            self.sum_at_end = true;
+        }
+        if self.sum_at_end {
+            return Ok((Taken { bytes: length, replaced }, self));
+        }
         if index == self.next_piece() && self.summer.size() == span.start {
             self.summer.update(&bytes);
         }
         drop(bytes);
         self.sum_prefix()?;
-        Ok((length, self))
+        Ok((Taken { bytes: length, replaced }, self))
     }
 
     /// Compares the digest. Right: the file is flushed and handed on. Wrong: it is gone.

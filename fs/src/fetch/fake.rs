@@ -81,7 +81,7 @@ fn delivery(index: u32, bytes: &[u8]) -> Delivery {
 }
 
 impl Source for Fake {
-    fn want(&self, want: Want) -> mpsc::Receiver<Delivery> {
+    fn want(&self, want: Want, _incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery> {
         let (out, receiver) = mpsc::channel(crate::source::DELIVERIES_WAITING_MAX);
         let mut acts = self.acts.lock();
         let act = if acts.len() > 1 { acts.pop_front().unwrap() } else { acts.front().unwrap().clone() };
@@ -135,8 +135,8 @@ impl Source for Fake {
                         (0, sealed(&first[1..], ALL_SEALS)),
                         (0, sealed(first, SealFlags::WRITE)),
                         (0, pipe),
-                        (0, sealed(first, ALL_SEALS)),
                         (0, sealed(&vec![0; PIECE], ALL_SEALS)),
+                        (0, sealed(first, ALL_SEALS)),
                     ] {
                         let _ = out.send(Delivery::Piece { index, bytes, giver: giver.clone() }).await;
                     }

@@ -35,14 +35,15 @@ impl Meter {
         self.done_bytes = done_bytes;
     }
 
-    pub(super) fn took(&mut self, now: Instant, giver: Giver, bytes: u64) {
+    /// Notes a piece; `replaced`: it is no more of the file than was here before.
+    pub(super) fn took(&mut self, now: Instant, giver: Giver, bytes: u64, replaced: bool) {
         if bytes == 0 {
             return;
         }
         if self.recent.is_empty() && self.givers.is_empty() {
             self.started = now; // The time in the queue is not the source's.
         }
-        self.done_bytes += bytes;
+        self.done_bytes += if replaced { 0 } else { bytes };
         match self.recent.back_mut() {
             Some((since, sum)) if now.duration_since(*since) < BUCKET => *sum += bytes,
             _ => self.recent.push_back((now, bytes)),
@@ -102,10 +103,10 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut meter = Meter::new(start);
         assert_eq!(meter.rate_bytes_s(at(0)), 0);
-        meter.took(at(60_000), mirror(), 1000);
+        meter.took(at(60_000), mirror(), 1000, false);
         assert_eq!(meter.rate_bytes_s(at(60_000)), 1000, "the minute in the queue does not count");
         for n in 1..100 {
-            meter.took(at(60_000 + n * 100), mirror(), 1000);
+            meter.took(at(60_000 + n * 100), mirror(), 1000, false);
         }
         // 10,000 bytes a second, less at most one bucket at the span's far end.
         assert!((9_500..=10_000).contains(&meter.rate_bytes_s(at(69_900))), "{}", meter.rate_bytes_s(at(69_900)));
@@ -120,14 +121,14 @@ mod tests {
         let now = Instant::now();
         let mut meter = Meter::new(now);
         assert_eq!(meter.provenance(), Provenance::Mirror);
-        meter.took(now, mirror(), 100);
-        meter.took(now, peer(1), 60);
+        meter.took(now, mirror(), 100, false);
+        meter.took(now, peer(1), 60, false);
         assert_eq!(meter.provenance(), Provenance::Mirror);
-        meter.took(now, peer(2), 60);
+        meter.took(now, peer(2), 60, false);
         assert_eq!(meter.provenance(), Provenance::Peer);
         assert_eq!(meter.givers()[0], (mirror(), 100));
         for n in 0..200 {
-            meter.took(now, peer(n), 1);
+            meter.took(now, peer(n), 1, false);
         }
         assert_eq!(meter.givers().len(), GIVERS_MAX);
         assert_eq!(meter.done_bytes(), 420);

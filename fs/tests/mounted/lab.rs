@@ -88,7 +88,7 @@ impl FakeNames {
 }
 
 impl Source for FakeSource {
-    fn want(&self, want: Want) -> mpsc::Receiver<Delivery> {
+    fn want(&self, want: Want, _incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery> {
         let (out, receiver) = mpsc::channel(4);
         self.wants.lock().push(want.clone());
         let file = self.files.lock().get(&want.digest).cloned().unwrap_or_default();

@@ -237,6 +237,13 @@ impl Partial {
         Ok(Some(bytes))
     }
 
+    /// A descriptor that reads the file and cannot write it, for who helps with the download.
+    pub fn read_only(&self) -> Result<OwnedFd, StoreError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&self.incoming.dir, self.digest.to_string(), flags, Mode::empty());
+        opened.map_err(|err| StoreError::io("open the download", self.digest)(err.into()))
+    }
+
     /// The pieces that are not here yet, ascending.
     pub fn missing(&self) -> Vec<u32> {
         let pieces = self.pieces.lock();
