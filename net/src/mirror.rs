@@ -14,10 +14,13 @@
 mod answer;
 mod doubt;
 mod pace;
+mod ranged;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod testserver;
+
+pub use ranged::{RangeError, RangedFile};
 
 use crate::memfd::{PieceMemory, SealedPiece};
 use answer::{Asked, Body};

@@ -11,6 +11,7 @@
 
 pub mod bits;
 pub mod blame;
+pub mod driver;
 pub mod fleet;
 pub mod piece_list;
 pub mod rating;

@@ -353,7 +353,7 @@ impl Blame {
             known.gone = true;
         }
         if known.kind == SourceKind::Mirror {
-            known.gone |= known.failures_in_row >= MIRROR_FAILURES_MAX;
+            known.gone |= failure == super::Failure::Gone || known.failures_in_row >= MIRROR_FAILURES_MAX;
         } else {
             self.failed.insert((piece, source));
         }

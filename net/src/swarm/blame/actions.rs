@@ -189,6 +189,11 @@ impl fmt::Debug for HashDone {
 }
 
 impl HashJob {
+    /// The kept versions that it reads, in order: piece and SHA-256.
+    pub fn parts(&self) -> &[(u32, Digest)] {
+        &self.parts
+    }
+
     /// Reads the parts in order and hashes them; may take as long as reading the whole file does.
     pub fn run<B: AsRef<[u8]>>(self, mut read: impl FnMut(u32, &Digest) -> io::Result<B>) -> HashDone {
         let mut state = self.start;

@@ -96,6 +96,14 @@ impl Blame {
         self.advance(turn);
     }
 
+    /// The signed list that pieces are held against now, if there is one.
+    pub fn list_in_use(&self) -> Option<&PieceList> {
+        match self.lists.state {
+            State::InUse(index) => self.lists.got.get(index).map(|(_, list)| list),
+            State::None | State::Arbitrating(_) | State::Dropped => None,
+        }
+    }
+
     /// Decides among the lists as far as what was given allows.
     pub(super) fn settle_lists(&mut self, turn: &mut Turn<'_>) {
         while self.step == Step::First && !matches!(self.lists.state, State::Dropped) && !self.lists.candidates.is_empty() {

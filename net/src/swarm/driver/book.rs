@@ -1,0 +1,393 @@
+//! What all downloads together know of others: ratings, verdicts, the hour's budget for waste, and who gave which piece.
+//!
+//! Lives in memory behind one lock, held for lookups only. What outlives the process is written to the network side's
+//! database by [`Book::save`], which blocks; losing it costs speed and a liar's memory, never right bytes.
+
+use crate::netdb::{NetDb, NetDbError};
+use crate::swarm::blame::{AddressRecord, Outcome, Verdicts, WasteBudget};
+use crate::swarm::rating::{Nearness, Rating, Ratings};
+use parking_lot::{Mutex, MutexGuard};
+use poolfs_core::Digest;
+use rusqlite::params;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// Mirrors whose rating is kept; past that they are thought unknown.
+const MIRRORS_MAX: usize = 64;
+
+/// Files of which it is remembered who gave what; the oldest is forgotten first.
+const HISTORIES_MAX: usize = 1024;
+
+/// Pieces remembered of all these files together.
+const HISTORY_PIECES_MAX: usize = 1 << 20;
+
+/// Who gave a piece.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Giver {
+    /// A mirror, by its host name.
+    Mirror(String),
+    /// A peer, by its address.
+    Peer(SocketAddr),
+}
+
+/// Who gave which piece of one file.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct History {
+    /// Length of the file in bytes.
+    pub size: u64,
+    /// Bytes of one piece.
+    pub piece_bytes: u32,
+    /// Unix seconds at which it was complete.
+    pub done_at: u64,
+    /// Pieces of each giver, ascending; what was here before the download has none.
+    pub givers: BTreeMap<String, Vec<u32>>,
+}
+
+impl History {
+    fn pieces(&self) -> usize {
+        self.givers.values().map(Vec::len).sum()
+    }
+}
+
+/// One peer as people see it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PeerRow {
+    /// Where it serves pieces.
+    pub address: SocketAddr,
+    /// Bytes per second of all its transfers together, as expected now.
+    pub rate_bytes_s: f64,
+    /// Seconds to the first byte, as expected now.
+    pub latency_s: f64,
+    /// Failed requests that have not faded yet.
+    pub failures: f64,
+    /// Whether a verified file has credited it lately; until then it has one piece in flight.
+    pub credited: bool,
+    /// Pieces that it gave.
+    pub pieces: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bad pieces held against its address that have not expired.
+    pub bad: u32,
+    /// Nothing is asked of its address until then, in Unix seconds; 0: it is not out.
+    pub out_until: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Given {
+    pieces: u64,
+    bytes: u64,
+}
+
+/// What is behind the lock.
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    pub(super) ratings: Ratings,
+    pub(super) verdicts: Verdicts,
+    pub(super) budget: WasteBudget,
+    mirrors: HashMap<String, Rating>,
+    given: BTreeMap<SocketAddr, Given>,
+    histories: HashMap<Digest, History>,
+    order: VecDeque<Digest>,
+    history_pieces: usize,
+    /// Ratings changed since they were last saved.
+    changed: BTreeSet<SocketAddr>,
+    verdicts_changed: bool,
+}
+
+/// The shared book.
+#[derive(Debug)]
+pub(super) struct Book {
+    db: Option<Arc<NetDb>>,
+    pages: Mutex<Pages>,
+}
+
+/// Where a peer seems to be: what addresses of no public network reach is near.
+pub(super) fn nearness(address: IpAddr) -> Nearness {
+    let near = match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || v4.is_loopback(),
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),
+    };
+    Nearness::of(address, near)
+}
+
+impl Book {
+    /// Opens the book: with `db` as it was left, without one empty and never saved. Blocks for the disk.
+    pub(super) fn open(db: Option<Arc<NetDb>>, now_s: u64) -> Result<Self, NetDbError> {
+        let mut pages = Pages::default();
+        if let Some(db) = &db {
+            pages.load(db, now_s)?;
+        }
+        Ok(Self { db, pages: Mutex::new(pages) })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock()
+    }
+
+    /// Writes what changed since the last time; blocks for the disk.
+    pub(super) fn save(&self, now_s: u64) -> Result<(), NetDbError> {
+        let Some(db) = &self.db else { return Ok(()) };
+        let (changed, verdicts) = {
+            let mut pages = self.pages.lock();
+            pages.ratings.expire(now_s);
+            pages.verdicts.expire(now_s);
+            let given = |address: &SocketAddr| pages.given.get(address).copied().unwrap_or_default();
+            let known: BTreeMap<&SocketAddr, &Rating> = pages.ratings.iter().collect();
+            let changed: Vec<(SocketAddr, Option<Rating>, Given)> =
+                pages.changed.iter().map(|address| (*address, known.get(address).map(|rating| **rating), given(address))).collect();
+            pages.changed.clear();
+            let verdicts = std::mem::take(&mut pages.verdicts_changed).then(|| pages.verdicts.clone());
+            (changed, verdicts)
+        };
+        if changed.is_empty() && verdicts.is_none() {
+            return Ok(());
+        }
+        db.db().transaction(|tx| {
+            for (address, rating, given) in &changed {
+                let (ip, port) = (octets(address.ip()), address.port());
+                match rating.as_ref().and_then(|rating| serde_json::to_string(rating).ok()) {
+                    Some(text) => tx
+                        .prepare_cached("REPLACE INTO rating (address, port, rating, pieces, bytes) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                        .execute(params![ip, port, text, given.pieces.cast_signed(), given.bytes.cast_signed()])?,
+                    None => tx.prepare_cached("DELETE FROM rating WHERE address = ?1 AND port = ?2")?.execute(params![ip, port])?,
+                };
+            }
+            if let Some(verdicts) = &verdicts {
+                tx.execute("DELETE FROM verdict_address", [])?;
+                tx.execute("DELETE FROM verdict_key", [])?;
+                let mut insert = tx.prepare_cached("INSERT INTO verdict_address (address, record) VALUES (?1, ?2)")?;
+                for (address, record) in verdicts.addresses() {
+                    let text = serde_json::to_string(record).expect("plain values");
+                    insert.execute(params![octets(*address), text])?;
+                }
+                let mut insert = tx.prepare_cached("INSERT INTO verdict_key (key, out_until) VALUES (?1, ?2)")?;
+                for (key, until) in verdicts.keys() {
+                    insert.execute(params![key, until.cast_signed()])?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Pages {
+    fn load(&mut self, db: &NetDb, now_s: u64) -> Result<(), NetDbError> {
+        let reader = db.db().reader()?;
+        let mut rows = reader.prepare("SELECT address, record FROM verdict_address")?;
+        let rows = rows.query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, String>(1)?)))?;
+        for row in rows {
+            let (address, text) = row?;
+            // A row that another version wrote says nothing here.
+            if let (Some(address), Ok(record)) = (ip_of(&address), serde_json::from_str::<AddressRecord>(&text)) {
+                self.verdicts.restore_address(address, record, now_s);
+            }
+        }
+        let mut rows = reader.prepare("SELECT key, out_until FROM verdict_key")?;
+        for row in rows.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))? {
+            let (key, until) = row?;
+            self.verdicts.restore_key(key, until.cast_unsigned(), now_s);
+        }
+        let mut rows = reader.prepare("SELECT address, port, rating, pieces, bytes FROM rating")?;
+        let rows = rows.query_map([], |row| {
+            Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, u16>(1)?, row.get::<_, String>(2)?, row.get::<_, i64>(3)?, row.get::<_, i64>(4)?))
+        })?;
+        for row in rows {
+            let (address, port, text, pieces, bytes) = row?;
+            if let (Some(address), Ok(rating)) = (ip_of(&address), serde_json::from_str::<Rating>(&text)) {
+                let peer = SocketAddr::new(address, port);
+                self.ratings.put(peer, rating);
+                self.given.insert(peer, Given { pieces: pieces.cast_unsigned(), bytes: bytes.cast_unsigned() });
+            }
+        }
+        self.ratings.expire(now_s);
+        self.forget_given();
+        Ok(())
+    }
+
+    /// What is expected of a peer now.
+    pub(super) fn rating(&self, peer: SocketAddr, now_s: u64) -> Rating {
+        self.ratings.of(peer, nearness(peer.ip()), now_s)
+    }
+
+    /// Notes what a download has learned of a peer, and what it brought.
+    pub(super) fn rate(&mut self, peer: SocketAddr, rating: Rating, pieces: u32, bytes: u64) {
+        self.ratings.put(peer, rating);
+        let given = self.given.entry(peer).or_default();
+        given.pieces += u64::from(pieces);
+        given.bytes += bytes;
+        self.changed.insert(peer);
+        self.forget_given();
+    }
+
+    /// The counts follow the ratings, which are bounded.
+    fn forget_given(&mut self) {
+        if self.given.len() > crate::swarm::rating::RATINGS_MAX {
+            let known: BTreeSet<SocketAddr> = self.ratings.iter().map(|(peer, _)| *peer).collect();
+            self.given.retain(|peer, _| known.contains(peer));
+            self.changed.retain(|peer| known.contains(peer));
+        }
+    }
+
+    /// What is expected of a mirror now.
+    pub(super) fn mirror(&self, host: &str, now_s: u64) -> Rating {
+        let mut rating = self.mirrors.get(host).copied().unwrap_or_else(|| Rating::unknown(Nearness::FarV4, now_s));
+        rating.decay(now_s);
+        rating
+    }
+
+    pub(super) fn rate_mirror(&mut self, host: String, rating: Rating) {
+        if self.mirrors.len() >= MIRRORS_MAX && !self.mirrors.contains_key(&host) {
+            self.mirrors.clear();
+        }
+        self.mirrors.insert(host, rating);
+    }
+
+    /// Takes down what a verified file proves. `who` gives the address of a source, if it has one.
+    pub(super) fn verified(
+        &mut self,
+        file: Digest,
+        outcome: &Outcome,
+        who: impl Fn(crate::swarm::SourceId) -> Option<SocketAddr>,
+        now_s: u64,
+    ) {
+        for verdict in outcome.verdicts.iter().filter(|verdict| verdict.is_guilty()) {
+            if let Some(peer) = who(verdict.source) {
+                tracing::debug!(%peer, %file, bad = verdict.bad, contradicted_itself = verdict.contradicted_itself, "gave bytes that the file does not hold");
+                self.bad(peer, file, verdict.bad.max(1), now_s);
+            }
+        }
+        for (_, list) in &outcome.false_lists {
+            self.verdicts.false_signature(list.signer, now_s);
+            self.verdicts_changed = true;
+        }
+    }
+
+    pub(super) fn bad(&mut self, peer: SocketAddr, file: Digest, count: u32, now_s: u64) {
+        self.verdicts_changed = true;
+        if self.verdicts.bad(peer.ip(), file, count, now_s) {
+            tracing::info!(address = %peer.ip(), "gave wrong bytes again, and is asked for nothing for a while");
+        }
+    }
+
+    /// Remembers who gave which piece of a file that is complete.
+    pub(super) fn remember(&mut self, file: Digest, history: History) {
+        self.history_pieces += history.pieces();
+        if let Some(old) = self.histories.insert(file, history) {
+            self.history_pieces -= old.pieces();
+            self.order.retain(|other| *other != file);
+        }
+        self.order.push_back(file);
+        while self.order.len() > HISTORIES_MAX || (self.history_pieces > HISTORY_PIECES_MAX && self.order.len() > 1) {
+            let Some(oldest) = self.order.pop_front() else { break };
+            self.history_pieces -= self.histories.remove(&oldest).map_or(0, |old| old.pieces());
+        }
+    }
+
+    pub(super) fn history(&self, file: &Digest) -> Option<&History> {
+        self.histories.get(file)
+    }
+
+    /// Every peer that is remembered, most bytes first.
+    pub(super) fn peers(&self, now_s: u64) -> Vec<PeerRow> {
+        let records: BTreeMap<&IpAddr, &AddressRecord> = self.verdicts.addresses().collect();
+        let row = |(address, rating): (&SocketAddr, &Rating)| {
+            let mut rating = *rating;
+            rating.decay(now_s);
+            let given = self.given.get(address).copied().unwrap_or_default();
+            let record = records.get(&address.ip());
+            PeerRow {
+                address: *address,
+                rate_bytes_s: rating.rate_bytes_s(),
+                latency_s: rating.latency_s(),
+                failures: rating.failures(),
+                credited: rating.is_credited(now_s),
+                pieces: given.pieces,
+                bytes: given.bytes,
+                bad: record.map_or(0, |record| u32::try_from(record.bad.len()).unwrap_or(u32::MAX)),
+                out_until: record.map_or(0, |record| if record.out_until > now_s { record.out_until } else { 0 }),
+            }
+        };
+        let mut rows: Vec<PeerRow> = self.ratings.iter().map(row).collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
+        rows
+    }
+
+    /// Peers that verified files have credited and that are not out, the fastest first.
+    pub(super) fn credited(&self, peers_max: usize, now_s: u64) -> Vec<SocketAddr> {
+        let mut rows: Vec<PeerRow> = self.peers(now_s).into_iter().filter(|row| row.credited && row.out_until == 0).collect();
+        rows.sort_by(|a, b| a.failures.total_cmp(&b.failures).then(b.rate_bytes_s.total_cmp(&a.rate_bytes_s)));
+        rows.into_iter().take(peers_max).map(|row| row.address).collect()
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::swarm::blame::OUT_S_FIRST;
+    use std::time::Duration;
+
+    const NOW_S: u64 = 1_800_000_000;
+
+    /// A liar who waits for a restart must not be asked again before his time, and an honest peer keeps its credit.
+    #[test]
+    fn a_restart_keeps_verdicts_and_ratings() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Book::open(Some(Arc::new(NetDb::open(dir.path()).unwrap())), NOW_S).unwrap();
+        let (good, liar): (SocketAddr, SocketAddr) = ("192.0.2.1:9977".parse().unwrap(), "[2001:db8::2]:9977".parse().unwrap());
+        let book = open();
+        {
+            let mut pages = book.lock();
+            let mut rating = pages.rating(good, NOW_S);
+            rating.succeeded(Duration::from_millis(7), 3e6, NOW_S);
+            rating.credit(NOW_S);
+            pages.rate(good, rating, 3, 786_432);
+            pages.bad(liar, Digest::of(b"a"), 1, NOW_S);
+            pages.bad(liar, Digest::of(b"b"), 1, NOW_S);
+            pages.verdicts.false_signature([7; 32], NOW_S);
+        }
+        book.save(NOW_S).unwrap();
+        let before = book.lock().peers(NOW_S);
+        drop(book);
+        let book = open();
+        let pages = book.lock();
+        let after = pages.peers(NOW_S);
+        assert_eq!((after.len(), after[0].address, after[0].pieces, after[0].bytes), (1, good, 3, 786_432));
+        assert!(after[0].credited && (after[0].rate_bytes_s - before[0].rate_bytes_s).abs() < 1.0);
+        assert!(pages.verdicts.address_is_out(liar.ip(), NOW_S + OUT_S_FIRST - 1));
+        assert!(!pages.verdicts.address_is_out(liar.ip(), NOW_S + OUT_S_FIRST));
+        assert!(pages.verdicts.key_is_out(&[7; 32], NOW_S + 1));
+        assert!(!pages.verdicts.address_is_out(good.ip(), NOW_S));
+    }
+
+    /// Years of downloads must not become memory.
+    #[test]
+    fn histories_are_bounded() {
+        let mut pages = Pages::default();
+        for n in 0..HISTORIES_MAX + 10 {
+            let givers = BTreeMap::from([("m".to_owned(), vec![0, 1, 2])]);
+            pages.remember(Digest::of(&n.to_le_bytes()), History { givers, ..History::default() });
+        }
+        assert_eq!((pages.histories.len(), pages.history_pieces), (HISTORIES_MAX, 3 * HISTORIES_MAX));
+        assert!(pages.history(&Digest::of(&0usize.to_le_bytes())).is_none());
+        let all: Vec<u32> = (0..u32::try_from(HISTORY_PIECES_MAX).unwrap()).collect();
+        pages.remember(Digest::of(b"huge"), History { givers: BTreeMap::from([("m".to_owned(), all)]), ..History::default() });
+        assert_eq!(pages.histories.len(), 1, "one huge file leaves room for itself alone");
+    }
+}

@@ -1,0 +1,502 @@
+//! One download from several sources: the machine [`Schedule`] with its requests, clocks and kept bytes.
+
+use super::hunt::{Holder, Hunt};
+use super::kept::{Kept, Place};
+use super::outlet::{Outlet, SETTLED_AFTER};
+use super::stream::Here;
+use super::{Giver, Swarm, SwarmError, SwarmWant, now_s, std_now};
+use crate::mirror::{RangeError, RangedFile};
+use crate::peer::{Partial, PeerError};
+use crate::swarm::bits::Bits;
+use crate::swarm::blame::{HashDone, HashJob, NotHad, OutReason, Outcome, Turn};
+use crate::swarm::piece_list::PieceList;
+use crate::swarm::rating::Rating;
+use crate::swarm::schedule::{Do, FlightId, NewSource, Rules, Schedule};
+use crate::swarm::{Failure, FileShape, SourceId, SourceKind};
+use poolfs_core::Digest;
+use poolfs_core::piece;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep_until;
+
+/// With this many pieces waiting to be handed over no answer is taken: then the requests in flight fill up, and no more begin.
+const PENDING_MAX: usize = 8;
+
+/// Bytes that are compared before it is said that the file is being worked on.
+const CHECKING_BYTES: u64 = 1024 * 1024;
+
+/// What a download begins with.
+#[derive(Default)]
+pub(super) struct Start {
+    /// When the mirror may be used; `None`: it is no source.
+    pub(super) mirror_after: Option<Duration>,
+    /// Holders that were found already.
+    pub(super) holders: Vec<Holder>,
+    /// Pieces that are here.
+    pub(super) here: Vec<Here>,
+}
+
+/// Why a download ended without the file.
+#[derive(Debug)]
+pub(super) enum End {
+    Unwanted,
+    NotHad(NotHad),
+}
+
+enum Whom {
+    Here,
+    Mirror,
+    Peer(SocketAddr, /* complete */ bool),
+}
+
+/// What a request or a job came to.
+enum Event {
+    Piece { flight: FlightId, first_byte: Option<Instant>, result: Result<(OwnedFd, Digest), (Failure, Option<Duration>)> },
+    List(SourceId, Option<PieceList>),
+    Have(SourceId, Option<Bits>),
+    Hashed(HashDone),
+}
+
+/// A part of a piece on its way out.
+struct Part {
+    index: u32,
+    bytes: OwnedFd,
+    giver: Giver,
+    /// The piece and the version that are out with it, if it is the last part.
+    last: Option<(u32, Digest)>,
+}
+
+/// Takes back what others were told of a download, however it ends.
+struct Told<'a> {
+    swarm: &'a Swarm,
+    digest: Digest,
+    announced: bool,
+    offered: bool,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if self.announced {
+            self.swarm.parts.announcer.ended(self.digest);
+        }
+        if self.offered {
+            self.swarm.parts.partials.remove(&self.digest);
+        }
+    }
+}
+
+/// See the module's text.
+pub(super) struct Download<'a, 'b, T> {
+    swarm: &'a Swarm,
+    shape: FileShape,
+    incoming: Option<Arc<OwnedFd>>,
+    schedule: Schedule,
+    whom: Vec<Whom>,
+    ranged: Option<Arc<RangedFile>>,
+    kept: Kept,
+    outlet: &'a mut Outlet<'b, T>,
+    pending: VecDeque<Part>,
+    /// Handed over, perhaps not yet in the incoming file: piece, version and the number of its delivery.
+    unsettled: VecDeque<(u32, Digest, u64)>,
+    tasks: JoinSet<Event>,
+    flights: HashMap<FlightId, (AbortHandle, SourceId, u32)>,
+    hunt: Hunt,
+    hunting: bool,
+    told: Told<'a>,
+    list: Option<Arc<PieceList>>,
+    contradictors: Vec<SocketAddr>,
+    checking_bytes: u64,
+    end: Option<Result<(), NotHad>>,
+}
+
+impl<'a, 'b, T: Send> Download<'a, 'b, T> {
+    pub(super) fn new(
+        swarm: &'a Swarm,
+        want: &SwarmWant,
+        shape: FileShape,
+        start: Start,
+        hunt: Hunt,
+        outlet: &'a mut Outlet<'b, T>,
+    ) -> Result<Self, SwarmError> {
+        let local = |error: io::Error| SwarmError::NotNow { why: format!("keep pieces for comparison: {error}") };
+        let kept = Kept::new(shape, want.incoming.clone(), swarm.parts.spill_dir.clone()).map_err(local)?;
+        let rules = Rules { mirror_after: start.mirror_after, public: swarm.parts.public, now_s: now_s() };
+        let announced = shape.pieces() > 1 && !want.urls.iter().any(|url| url.private);
+        if announced {
+            swarm.parts.announcer.begun(shape.digest, shape.size);
+        }
+        let ranged = start.mirror_after.is_some().then(|| Arc::new(RangedFile::new(shape.digest, shape.size, want.urls.clone())));
+        let mut this = Self {
+            swarm,
+            shape,
+            incoming: want.incoming.clone(),
+            schedule: Schedule::new(shape, rules, std_now()),
+            whom: Vec::new(),
+            ranged,
+            kept,
+            outlet,
+            pending: VecDeque::new(),
+            unsettled: VecDeque::new(),
+            tasks: JoinSet::new(),
+            flights: HashMap::new(),
+            hunt,
+            hunting: true,
+            told: Told { swarm, digest: shape.digest, announced, offered: false },
+            list: None,
+            contradictors: Vec::new(),
+            checking_bytes: 0,
+            end: None,
+        };
+        this.take_over(start.here).map_err(local)?;
+        if let Some(ranged) = &this.ranged {
+            let rating = swarm.book.lock().mirror(&ranged.host(), now_s());
+            this.add(SourceKind::Mirror, Whom::Mirror, None, None, rating);
+        }
+        start.holders.into_iter().for_each(|holder| this.add_peer(holder));
+        Ok(this)
+    }
+
+    /// The pieces that are here, from givers that are not remembered.
+    fn take_over(&mut self, here: Vec<Here>) -> io::Result<()> {
+        if here.is_empty() {
+            return Ok(());
+        }
+        let rating = Rating::unknown(crate::swarm::rating::Nearness::Lan, now_s());
+        self.add(SourceKind::Here, Whom::Here, None, None, rating);
+        let source = SourceId(u16::try_from(self.whom.len() - 1).expect("the first"));
+        for Here { piece, digest, bytes } in here {
+            self.kept.handed_over(piece, digest)?;
+            match bytes {
+                Some(bytes) => {
+                    self.kept.keep(piece, digest, bytes.try_clone()?);
+                    self.unsettled.push_back((piece, digest, self.outlet.sent()));
+                }
+                None => {
+                    self.kept.settled(piece, digest);
+                }
+            }
+            self.turn(|schedule, turn| schedule.resumed(source, piece, digest, turn));
+        }
+        Ok(())
+    }
+
+    /// Runs to the end.
+    pub(super) async fn run(&mut self) -> Result<(), End> {
+        loop {
+            self.act();
+            if self.pending.is_empty()
+                && let Some(end) = self.end.take()
+            {
+                self.record();
+                return end.map_err(End::NotHad);
+            }
+            let room = self.pending.len() < PENDING_MAX && self.end.is_none();
+            let timeout = self.schedule.next_timeout(std_now());
+            let channel = self.outlet.channel();
+            tokio::select! {
+                biased;
+                permit = channel.reserve(), if !self.pending.is_empty() => {
+                    let permit = permit.map_err(|_| End::Unwanted)?;
+                    if let Some(part) = self.pending.pop_front() {
+                        self.outlet.put(permit, part.index, part.bytes, part.giver);
+                        if let Some((piece, digest)) = part.last {
+                            self.unsettled.push_back((piece, digest, self.outlet.sent()));
+                        }
+                        self.settle();
+                    }
+                }
+                Some(event) = self.tasks.join_next(), if room && !self.tasks.is_empty() => match event {
+                    Ok(event) => self.happened(event),
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => tracing::error!(digest = %self.shape.digest, "a request of a download failed: {error}"),
+                },
+                holder = self.hunt.next(), if room && self.hunting => match holder {
+                    Some(holder) => self.add_peer(holder),
+                    None => {
+                        self.hunting = false;
+                        self.turn(|schedule, turn| schedule.no_more_sources(turn));
+                    }
+                },
+                () = sleep_until(timeout.unwrap_or_else(std_now).into()), if room && timeout.is_some() => {
+                    self.turn(|schedule, turn| schedule.tick(turn));
+                }
+            }
+        }
+    }
+
+    /// What the mirror said where it is out, and whether it would give the whole file in one piece only.
+    pub(super) fn mirror_answers(&self) -> Option<(String, bool)> {
+        self.ranged.as_ref().map(|ranged| (ranged.answers(), ranged.knows_no_ranges()))
+    }
+
+    fn turn<R>(&mut self, f: impl FnOnce(&mut Schedule, &mut Turn<'_>) -> R) -> R {
+        let mut book = self.swarm.book.lock();
+        f(&mut self.schedule, &mut Turn { now: std_now(), budget: &mut book.budget })
+    }
+
+    fn add(&mut self, kind: SourceKind, whom: Whom, address: Option<SocketAddr>, have: Option<Bits>, rating: Rating) {
+        let source = NewSource { kind, address: address.map(|address| address.ip()), have, rating };
+        if let Some(id) = self.turn(|schedule, turn| schedule.add_source(source, turn)) {
+            debug_assert_eq!(id.index(), self.whom.len());
+            self.whom.push(whom);
+        }
+    }
+
+    fn add_peer(&mut self, holder: Holder) {
+        let rating = self.swarm.book.lock().rating(holder.contact, now_s());
+        let complete = holder.have.is_none();
+        self.add(SourceKind::Peer, Whom::Peer(holder.contact, complete), Some(holder.contact), holder.have, rating);
+    }
+
+    fn peer(&self, source: SourceId) -> Option<SocketAddr> {
+        match self.whom.get(source.index()) {
+            Some(Whom::Peer(contact, _)) => Some(*contact),
+            _ => None,
+        }
+    }
+
+    /// Does what the machine wants.
+    fn act(&mut self) {
+        while let Some(action) = self.schedule.poll() {
+            match action {
+                Do::Fetch { flight, source, piece } => self.fetch(flight, source, piece),
+                Do::Abort(flight) => {
+                    if let Some((handle, ..)) = self.flights.remove(&flight) {
+                        handle.abort();
+                    }
+                }
+                Do::AskList(source) => {
+                    if let Some(contact) = self.peer(source) {
+                        let (client, shape) = (self.swarm.parts.client.clone(), self.shape);
+                        self.tasks.spawn(async move { Event::List(source, client.list(contact, &shape).await.ok()) });
+                    }
+                }
+                Do::AskHave(source) => {
+                    if let Some(contact) = self.peer(source) {
+                        let (client, shape) = (self.swarm.parts.client.clone(), self.shape);
+                        self.tasks.spawn(async move { Event::Have(source, client.have(contact, &shape).await.ok()) });
+                    }
+                }
+                Do::Deliver { piece, digest, source } => self.deliver(piece, digest, source),
+                Do::Out(source, reason) => {
+                    tracing::debug!(digest = %self.shape.digest, peer = ?self.peer(source), ?reason, "asked for nothing more in this download");
+                    if reason == OutReason::ContradictsItself {
+                        self.contradictors.extend(self.peer(source));
+                    }
+                }
+                Do::Hash(job) => self.hash(job),
+                Do::Verified(outcome) => self.verified(&outcome),
+                Do::Failed(why) => self.end = Some(Err(why)),
+            }
+        }
+        self.offer();
+    }
+
+    fn fetch(&mut self, flight: FlightId, source: SourceId, piece: u32) {
+        let shape = self.shape;
+        let first = Arc::new(OnceLock::new());
+        let told = Arc::clone(&first);
+        let first_byte = move || {
+            told.get_or_init(std_now);
+        };
+        let done = move |result| Event::Piece { flight, first_byte: first.get().copied(), result };
+        let handle = match &self.whom[source.index()] {
+            Whom::Peer(contact, complete) => {
+                let (client, contact, complete) = (self.swarm.parts.client.clone(), *contact, *complete);
+                self.tasks.spawn(async move {
+                    let result = client.piece(contact, &shape, piece, first_byte).await;
+                    done(result.map_err(|error| failure(&error, complete)))
+                })
+            }
+            Whom::Mirror => {
+                let (mirror, ranged) = (Arc::clone(&self.swarm.parts.mirror), self.ranged.clone());
+                self.tasks.spawn(async move {
+                    let Some(ranged) = ranged else { return done(Err((Failure::Gone, None))) };
+                    let span = piece::span(u64::from(piece), shape.size, shape.piece_bytes);
+                    let result = mirror.range(&ranged, span, first_byte).await;
+                    done(result.map_err(|error| match error {
+                        RangeError::Out(why) => {
+                            tracing::debug!(digest = %shape.digest, why, "the mirror is out for this file");
+                            (Failure::Gone, None)
+                        }
+                        RangeError::Again(_) => (Failure::Short, None),
+                    }))
+                })
+            }
+            Whom::Here => return,
+        };
+        self.flights.insert(flight, (handle, source, piece));
+    }
+
+    fn happened(&mut self, event: Event) {
+        match event {
+            Event::Piece { flight, first_byte, result } => {
+                let Some((_, _, piece)) = self.flights.remove(&flight) else { return };
+                match result {
+                    Ok((bytes, digest)) => {
+                        if let Some(at) = first_byte {
+                            self.schedule.first_byte(flight, at);
+                        }
+                        let keep = self.turn(|schedule, turn| schedule.piece(flight, digest, turn));
+                        if keep {
+                            self.kept.keep(piece, digest, bytes);
+                        }
+                        if !self.schedule.blame().is_first_round() {
+                            self.compared(piece);
+                        }
+                    }
+                    Err((failure, retry_after)) => {
+                        self.turn(|schedule, turn| schedule.failed(flight, failure, retry_after, turn));
+                    }
+                }
+            }
+            Event::List(source, Some(list)) => {
+                let out = self.swarm.book.lock().verdicts.key_is_out(&list.signer, now_s());
+                if !out {
+                    self.turn(|schedule, turn| schedule.list(source, list, turn));
+                }
+            }
+            Event::Have(source, Some(have)) => {
+                if let Some(Whom::Peer(_, complete)) = self.whom.get_mut(source.index()) {
+                    *complete = have.is_full();
+                }
+                self.turn(|schedule, turn| schedule.have(source, have, turn));
+            }
+            Event::List(_, None) | Event::Have(_, None) => {}
+            Event::Hashed(done) => self.turn(|schedule, turn| schedule.hashed(done, turn)),
+        }
+    }
+
+    /// Says now and then that bytes arrive though none are handed over.
+    fn compared(&mut self, piece: u32) {
+        self.checking_bytes += u64::from(self.shape.piece_len(piece));
+        if self.checking_bytes >= CHECKING_BYTES.min(self.shape.size) && self.outlet.checking(self.checking_bytes) {
+            self.checking_bytes = 0;
+        }
+    }
+
+    fn deliver(&mut self, piece: u32, digest: Digest, source: SourceId) {
+        let giver = match &self.whom[source.index()] {
+            Whom::Peer(contact, _) => Giver::Peer(*contact),
+            Whom::Mirror | Whom::Here => Giver::Mirror(self.ranged.as_ref().map(|ranged| ranged.host()).unwrap_or_default()),
+        };
+        let cut = || -> io::Result<Vec<Part>> {
+            let whole = self.kept.sealed(piece, &digest)?;
+            let cut = |index| Ok(Part { index, bytes: self.outlet.cut(piece, index, &whole)?, giver: giver.clone(), last: None });
+            self.outlet.parts(piece).map(cut).collect()
+        };
+        let handed = cut().and_then(|mut parts| {
+            self.kept.handed_over(piece, digest)?;
+            if let Some(part) = parts.last_mut() {
+                part.last = Some((piece, digest));
+            }
+            self.pending.extend(parts);
+            Ok(())
+        });
+        if let Err(error) = handed {
+            tracing::warn!(digest = %self.shape.digest, piece, "hand over a piece that was kept: {error}");
+            self.end = Some(Err(NotHad::LocalRead));
+        }
+    }
+
+    /// Notes what is surely in the incoming file by now, and lets others ask for it.
+    fn settle(&mut self) {
+        while let Some((piece, digest, nth)) = self.unsettled.front().copied()
+            && self.outlet.sent() >= nth + SETTLED_AFTER
+        {
+            self.unsettled.pop_front();
+            if self.kept.settled(piece, digest)
+                && let Some(list) = &self.list
+                && list.pieces.get(piece as usize) == Some(&digest)
+            {
+                self.swarm.parts.partials.arrived(&self.shape.digest, piece);
+            }
+        }
+    }
+
+    /// Offers the download to others as soon as a signed list says which of its pieces are right, and no longer when that list
+    /// is dropped.
+    fn offer(&mut self) {
+        let used = self.schedule.blame().list_in_use();
+        if used.map(|list| &list.pieces) == self.list.as_ref().map(|list| &list.pieces) {
+            return;
+        }
+        self.list = used.cloned().map(Arc::new);
+        let (Some(list), Some(file), true) = (&self.list, &self.incoming, self.told.announced) else {
+            self.swarm.parts.partials.remove(&self.shape.digest);
+            return;
+        };
+        let mut have = Bits::none(self.shape.pieces());
+        for (piece, digest) in (0u32..).zip(&list.pieces) {
+            if self.kept.is_settled(piece, digest) {
+                have.set(piece);
+            }
+        }
+        let partial = Partial { file: Arc::clone(file), shape: self.shape, list: Arc::clone(list), have, fleet_only: false };
+        self.told.offered |= self.swarm.parts.partials.put(partial);
+    }
+
+    fn hash(&mut self, job: HashJob) {
+        let places: Vec<Option<Place>> = job.parts().iter().map(|(piece, digest)| self.kept.place(*piece, digest)).collect();
+        let shape = self.shape;
+        self.tasks.spawn_blocking(move || {
+            let mut places = places.into_iter();
+            let gone = || io::Error::new(io::ErrorKind::NotFound, "a version that is not kept any more");
+            Event::Hashed(job.run(|piece, _| places.next().flatten().ok_or_else(gone)?.read(shape.piece_len(piece))))
+        });
+    }
+
+    fn verified(&mut self, outcome: &Outcome) {
+        let gives = self.schedule.blame().gives().to_vec();
+        for (piece, digest) in (0u32..).zip(&outcome.pieces) {
+            if self.kept.here(piece) != Some(*digest)
+                && let Some(give) = gives.iter().find(|give| give.piece == piece && give.digest == *digest)
+            {
+                self.deliver(piece, *digest, give.source);
+            }
+        }
+        let mut book = self.swarm.book.lock();
+        book.verified(self.shape.digest, outcome, |source| self.peer(source), now_s());
+        self.contradictors.clear();
+        drop(book);
+        if self.end.is_none() {
+            self.end = Some(Ok(()));
+        }
+    }
+
+    /// Puts what was learned of the sources into the book.
+    fn record(&mut self) {
+        let mut book = self.swarm.book.lock();
+        for report in self.schedule.report() {
+            match &self.whom[report.source.index()] {
+                Whom::Peer(contact, _) => book.rate(*contact, report.rating, report.pieces, report.bytes),
+                Whom::Mirror => {
+                    if let Some(ranged) = &self.ranged {
+                        book.rate_mirror(ranged.host(), report.rating);
+                    }
+                }
+                Whom::Here => {}
+            }
+        }
+        // Two versions of one piece from one source need no truth.
+        for contact in self.contradictors.drain(..) {
+            book.bad(contact, self.shape.digest, 1, now_s());
+        }
+    }
+}
+
+/// What a peer's answer means here. One that is no answer at all, or that has not what it said it has, is asked no more.
+fn failure(error: &PeerError, complete: bool) -> (Failure, Option<Duration>) {
+    match error {
+        PeerError::Short => (Failure::Short, None),
+        PeerError::Slow => (Failure::Slow, None),
+        PeerError::Refused { retry_after: None } if complete => (Failure::Gone, None),
+        PeerError::Refused { retry_after } => (Failure::Refused, *retry_after),
+        PeerError::Gone | PeerError::Wrong(_) => (Failure::Gone, None),
+    }
+}

@@ -1,0 +1,126 @@
+//! The way out: pieces to who waits for them, in the units that they count in.
+
+use super::kept::sealed;
+use super::{Giver, History, SwarmDelivery, SwarmError, SwarmWant};
+use crate::swarm::FileShape;
+use poolfs_core::piece::{self, PIECE_BYTES};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+use tokio::sync::mpsc;
+
+/// After so many later deliveries an earlier one is surely taken: those that wait in the channel, one that is being written,
+/// and one to spare.
+pub(super) const SETTLED_AFTER: u64 = 10;
+
+/// Most deliveries that the receiver lets wait; [`SETTLED_AFTER`] depends on it.
+pub(super) const DELIVERIES_WAITING_MAX: usize = 8;
+
+/// What goes out, and what went.
+pub(super) struct Outlet<'a, T> {
+    out: &'a mpsc::Sender<T>,
+    wrap: &'a (dyn Fn(SwarmDelivery) -> T + Send + Sync),
+    shape: FileShape,
+    /// Pieces of [`PIECE_BYTES`] that were not handed over yet.
+    missing: BTreeSet<u32>,
+    givers: Vec<Option<Giver>>,
+    sent: u64,
+}
+
+impl<'a, T: Send> Outlet<'a, T> {
+    pub(super) fn new(want: &SwarmWant, out: &'a mpsc::Sender<T>, wrap: &'a (dyn Fn(SwarmDelivery) -> T + Send + Sync)) -> Self {
+        assert!(out.max_capacity() <= DELIVERIES_WAITING_MAX, "what is written and what waits is told apart by counting");
+        let pieces = usize::try_from(piece::count(want.size, PIECE_BYTES)).expect("the catalog refuses such a size");
+        let missing = want.missing.iter().copied().filter(|index| (*index as usize) < pieces).collect();
+        Self { out, wrap, shape: FileShape::of(want.digest, want.size), missing, givers: vec![None; pieces], sent: 0 }
+    }
+
+    /// The channel, to wait for room in it.
+    pub(super) fn channel(&self) -> &'a mpsc::Sender<T> {
+        self.out
+    }
+
+    /// Makes a delivery what the receiver takes.
+    pub(super) fn wrap(&self) -> &'a (dyn Fn(SwarmDelivery) -> T + Send + Sync) {
+        self.wrap
+    }
+
+    /// Deliveries so far.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    pub(super) fn missing(&self) -> &BTreeSet<u32> {
+        &self.missing
+    }
+
+    /// Whether all of a piece of the swarm's was here or was handed over.
+    pub(super) fn has(&self, piece: u32) -> bool {
+        self.parts(piece).all(|index| !self.missing.contains(&index))
+    }
+
+    /// The pieces of [`PIECE_BYTES`] that make a piece of the swarm's.
+    pub(super) fn parts(&self, piece: u32) -> impl Iterator<Item = u32> + use<T> {
+        let span = piece::span(u64::from(piece), self.shape.size, self.shape.piece_bytes);
+        let parts = piece::covering(span, self.shape.size, PIECE_BYTES);
+        parts.map(|index| u32::try_from(index).expect("the catalog refuses such a size"))
+    }
+
+    /// One part of a piece of the swarm's, cut out of it.
+    pub(super) fn cut(&self, piece: u32, index: u32, whole: &OwnedFd) -> io::Result<OwnedFd> {
+        let from = piece::span(u64::from(piece), self.shape.size, self.shape.piece_bytes);
+        let part = piece::span(u64::from(index), self.shape.size, PIECE_BYTES);
+        if from == part {
+            return whole.try_clone();
+        }
+        let mut bytes = vec![0; usize::try_from(part.end - part.start).expect("at most PIECE_BYTES")];
+        File::from(whole.try_clone()?).read_exact_at(&mut bytes, part.start - from.start)?;
+        sealed(&bytes)
+    }
+
+    /// Hands a part over, waiting for room.
+    pub(super) async fn send(&mut self, index: u32, bytes: OwnedFd, giver: Giver) -> Result<(), SwarmError> {
+        let permit = self.out.reserve().await.map_err(|_| SwarmError::Unwanted)?;
+        self.put(permit, index, bytes, giver);
+        Ok(())
+    }
+
+    /// Hands a part over where there is room.
+    pub(super) fn put(&mut self, permit: mpsc::Permit<'_, T>, index: u32, bytes: OwnedFd, giver: Giver) {
+        self.missing.remove(&index);
+        if let Some(slot) = self.givers.get_mut(index as usize) {
+            *slot = Some(giver.clone());
+        }
+        self.sent += 1;
+        permit.send((self.wrap)(SwarmDelivery::Piece { index, bytes, giver }));
+    }
+
+    /// Says that bytes came in to be compared; `false` if there is no room to say so now.
+    pub(super) fn checking(&mut self, bytes: u64) -> bool {
+        let Ok(permit) = self.out.try_reserve() else { return false };
+        self.sent += 1;
+        permit.send((self.wrap)(SwarmDelivery::Checking { bytes }));
+        true
+    }
+}
+
+impl<T> Outlet<'_, T> {
+    pub(super) fn shape(&self) -> &FileShape {
+        &self.shape
+    }
+
+    /// Who gave what was handed over.
+    pub(super) fn history(&self, now_s: u64) -> History {
+        let mut givers: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for (index, giver) in (0u32..).zip(&self.givers) {
+            match giver {
+                Some(Giver::Mirror(host)) => givers.entry(host.clone()).or_default().push(index),
+                Some(Giver::Peer(address)) => givers.entry(address.to_string()).or_default().push(index),
+                None => {}
+            }
+        }
+        History { size: self.shape.size, piece_bytes: PIECE_BYTES, done_at: now_s, givers }
+    }
+}

@@ -1,0 +1,59 @@
+//! Single pieces of a file that was verified before: from the mirror, and if it does not deliver, from peers one after another.
+//! Who asks knows the pieces' digests and compares; here nobody is blamed.
+
+use super::outlet::Outlet;
+use super::{Giver, REPAIR_DOUBTS_MAX, Swarm, SwarmDelivery, SwarmError, SwarmWant};
+use crate::mirror::{MirrorFile, MirrorPiece};
+use crate::swarm::FileShape;
+use std::net::SocketAddr;
+
+impl Swarm {
+    pub(super) async fn repair<T: Send>(&self, want: &SwarmWant, shape: FileShape, outlet: &mut Outlet<'_, T>) -> Result<(), SwarmError> {
+        let mut why = String::from("no URL is known");
+        if !want.urls.is_empty() {
+            let file = MirrorFile { digest: want.digest, size: want.size, urls: want.urls.clone(), missing: want.missing.clone() };
+            let wrap = outlet.wrap();
+            let wrap =
+                |MirrorPiece { index, bytes, host }: MirrorPiece| wrap(SwarmDelivery::Piece { index, bytes, giver: Giver::Mirror(host) });
+            match self.parts.mirror.fetch(&file, outlet.channel(), wrap).await {
+                Ok(()) => return Ok(()),
+                Err(error) if want.urls.iter().any(|url| url.private) => return Err(error.into()),
+                Err(error) => why = error.to_string(),
+            }
+        }
+        let mut hunt = self.hunt(shape);
+        while let Some(holder) = hunt.next().await {
+            if self.gave_wrong(want, holder.contact) {
+                continue;
+            }
+            for piece in 0..shape.pieces() {
+                let wanted: Vec<u32> = outlet.parts(piece).filter(|index| outlet.missing().contains(index)).collect();
+                if wanted.is_empty() || holder.have.as_ref().is_some_and(|have| !have.has(piece)) {
+                    continue;
+                }
+                let Ok((bytes, _)) = self.parts.client.piece(holder.contact, &shape, piece, || {}).await else { break };
+                self.gave(want, holder.contact);
+                for index in wanted {
+                    let part = outlet.cut(piece, index, &bytes).map_err(|err| SwarmError::NotNow { why: err.to_string() })?;
+                    outlet.send(index, part, Giver::Peer(holder.contact)).await?;
+                }
+            }
+            if outlet.missing().is_empty() {
+                return Ok(());
+            }
+        }
+        Err(SwarmError::NotNow { why: format!("{why}; and no peer gives it") })
+    }
+
+    fn gave_wrong(&self, want: &SwarmWant, contact: SocketAddr) -> bool {
+        self.repair_gave.lock().iter().any(|(file, peer, wrong)| *wrong && *file == want.digest && *peer == contact)
+    }
+
+    fn gave(&self, want: &SwarmWant, contact: SocketAddr) {
+        let mut gave = self.repair_gave.lock();
+        if gave.len() >= REPAIR_DOUBTS_MAX {
+            gave.pop_front();
+        }
+        gave.push_back((want.digest, contact, false));
+    }
+}
