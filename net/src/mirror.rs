@@ -18,7 +18,7 @@ mod ranged;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod testserver;
+pub(crate) mod testserver;
 
 pub use ranged::{RangeError, RangedFile};
 
