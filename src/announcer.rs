@@ -5,37 +5,69 @@
 
 use crate::config::{Announce, Network};
 use anyhow::Result;
+use parking_lot::Mutex;
+use poolfs_core::Digest;
 use poolfs_core::store::{Shared, Sharing, Store};
 use poolfs_net::dht::{ANNOUNCE_KEYS_MAX, AnnounceKey, AnnounceMode, Offer, select};
-use poolfs_net::krpc::{FLAG_REACHABLE, Id, Pv};
+use poolfs_net::krpc::{FLAG_PARTIAL, FLAG_REACHABLE, Id, Pv};
 use poolfs_net::node::Dht;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How often the store is asked whether it has changed; files that arrive together are announced together.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Files that are arriving and are announced with the partial flag; more are not told of.
+const ARRIVING_MAX: usize = 64;
+
+/// The files that are arriving from peers.
+#[derive(Debug, Default)]
+pub struct Arriving {
+    digests: Mutex<BTreeSet<Digest>>,
+    changed: Notify,
+}
+
+impl poolfs_net::swarm::driver::Announcer for Arriving {
+    fn begun(&self, digest: Digest, _size: u64) {
+        let mut digests = self.digests.lock();
+        if digests.len() < ARRIVING_MAX {
+            digests.insert(digest);
+            self.changed.notify_one();
+        }
+    }
+
+    fn ended(&self, digest: Digest) {
+        if self.digests.lock().remove(&digest) {
+            self.changed.notify_one();
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
 pub struct Announcer {
     store: Arc<Store>,
+    arriving: Arc<Arriving>,
     dht: Dht,
     mode: AnnounceMode,
     /// A node on a public network announces only after somebody dialled it.
     flags: u64,
     /// [`Store::changes`] at the last look.
     seen: Option<u64>,
-    told: Vec<Id>,
+    /// Key, and whether of a part only.
+    told: Vec<(Id, bool)>,
 }
 
 impl Announcer {
-    /// Announces what `announce` says of `store` at `dht`, on such a network.
-    pub fn new(store: Arc<Store>, dht: Dht, announce: Announce, network: Network) -> Self {
+    /// Announces what `announce` says of `store`, and what is `arriving`, at `dht`, on such a network.
+    pub fn new(store: Arc<Store>, arriving: Arc<Arriving>, dht: Dht, announce: Announce, network: Network) -> Self {
         let flags = match network {
             Network::Private => 0,
             Network::Public => FLAG_REACHABLE,
         };
-        Self { store, dht, mode: mode(announce), flags, seen: None, told: Vec::new() }
+        Self { store, arriving, dht, mode: mode(announce), flags, seen: None, told: Vec::new() }
     }
 
     /// Goes on until the node ends.
@@ -45,7 +77,11 @@ impl Announcer {
                 // The next change tries again: a full disk, or the node's end.
                 tracing::warn!("announce what is here: {err:#}");
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            let arriving = Arc::clone(&self.arriving);
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                () = arriving.changed.notified() => self.seen = None,
+            }
         }
     }
 
@@ -56,10 +92,16 @@ impl Announcer {
             return Ok(());
         }
         let (store, mode) = (Arc::clone(&self.store), self.mode);
-        let keys = tokio::task::spawn_blocking(move || wanted(&store, mode)).await??;
+        let whole = tokio::task::spawn_blocking(move || wanted(&store, mode)).await??;
+        let arriving: Vec<Id> = self.arriving.digests.lock().iter().map(|digest| Id(digest.file_key())).collect();
+        let mut keys: Vec<(Id, bool)> = arriving.into_iter().filter(|key| !whole.contains(key)).map(|key| (key, true)).collect();
+        keys.extend(whole.into_iter().map(|key| (key, false)));
+        keys.truncate(ANNOUNCE_KEYS_MAX);
         if keys != self.told {
             let pv = Pv { key: self.dht.signing_key().verifying_key().to_bytes(), flags: self.flags, deltas: Vec::new() };
-            let announces = keys.iter().map(|key| AnnounceKey { key: *key, pv: Some(pv.clone()) }).collect();
+            let part = Pv { flags: self.flags | FLAG_PARTIAL, ..pv.clone() };
+            let pv = |is_part: bool| Some(if is_part { part.clone() } else { pv.clone() });
+            let announces = keys.iter().map(|(key, is_part)| AnnounceKey { key: *key, pv: pv(*is_part) }).collect();
             self.dht.set_announces(announces).await?;
             tracing::debug!(keys = keys.len(), "announcing");
             self.told = keys;

@@ -1,42 +1,53 @@
-//! Joins the mounts to the network: the mounts' [`Source`] made of the network side's mirror client.
+//! Joins the mounts to the network: the mounts' [`Source`] made of the network side's swarm, and the swarm's finder made of
+//! the node.
 //!
 //! Only plain values and descriptors go through. Each want is one task on the runtime; when the mounts drop its receiver,
 //! the task and its connections end.
 
 use poolfs_core::Digest;
-use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Delivery, Giver, Source, SourceError, Verdict, Want};
-use poolfs_net::mirror::{Mirror, MirrorError, MirrorFile, MirrorPiece};
+use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Delivery, Giver, Purpose, Source, SourceError, Verdict, Want};
+use poolfs_net::dht::FoundContact;
+use poolfs_net::krpc::{FLAG_PARTIAL, Id};
+use poolfs_net::node::Dht;
+use poolfs_net::swarm::driver::{self, Finder, FoundPeer, Holds, Swarm, SwarmDelivery, SwarmError, SwarmWant};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+
+/// Contacts that wait to be looked at.
+const FOUND_WAITING_MAX: usize = 16;
 
 /// The network as a source of missing pieces.
 #[derive(Debug)]
 pub struct NetSource {
-    mirror: Arc<Mirror>,
+    swarm: Arc<Swarm>,
     runtime: Handle,
 }
 
 impl NetSource {
-    /// A source that asks mirrors, with its tasks on `runtime`.
-    pub fn new(mirror: Arc<Mirror>, runtime: Handle) -> Self {
-        Self { mirror, runtime }
+    /// A source that asks `swarm`, with its tasks on `runtime`.
+    pub fn new(swarm: Arc<Swarm>, runtime: Handle) -> Self {
+        Self { swarm, runtime }
     }
 }
 
 impl Source for NetSource {
-    fn want(&self, want: Want, _incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery> {
+    fn want(&self, want: Want, incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery> {
         let (out, deliveries) = mpsc::channel(DELIVERIES_WAITING_MAX);
-        let mirror = Arc::clone(&self.mirror);
+        let swarm = Arc::clone(&self.swarm);
         self.runtime.spawn(async move {
-            let Want { digest, size, urls, missing, purpose: _ } = want;
-            let file = MirrorFile { digest, size, urls, missing };
-            let end = match mirror.fetch(&file, &out, delivery).await {
+            let Want { digest, size, urls, missing, purpose } = want;
+            let repair = purpose == Purpose::Repair;
+            let want = SwarmWant { digest, size, urls, missing, incoming: incoming.map(Arc::new), repair };
+            // The state of a download is large, and most of it is not used where one stream is enough.
+            let end = match Box::pin(swarm.fetch(want, &out, delivery)).await {
                 Ok(()) => Delivery::Done,
-                Err(MirrorError::Unwanted) => return,
-                Err(MirrorError::Nowhere { why }) => Delivery::Failed(SourceError::Nowhere { digest, why }),
-                Err(MirrorError::NotNow { why }) => Delivery::Failed(SourceError::NotNow { digest, why }),
+                Err(SwarmError::Unwanted) => return,
+                Err(SwarmError::Nowhere { why }) => Delivery::Failed(SourceError::Nowhere { digest, why }),
+                Err(SwarmError::NotNow { why }) => Delivery::Failed(SourceError::NotNow { digest, why }),
             };
             // Nobody may wait for the end any more.
             let _ = out.send(end).await;
@@ -45,12 +56,80 @@ impl Source for NetSource {
     }
 
     fn verdict(&self, digest: Digest, verdict: Verdict) {
-        self.mirror.verdict(&digest, verdict == Verdict::Right);
+        self.swarm.verdict(&digest, verdict == Verdict::Right);
     }
 }
 
-fn delivery(piece: MirrorPiece) -> Delivery {
-    Delivery::Piece { index: piece.index, bytes: piece.bytes, giver: Giver::Mirror(piece.host) }
+fn delivery(delivery: SwarmDelivery) -> Delivery {
+    match delivery {
+        SwarmDelivery::Piece { index, bytes, giver } => {
+            let giver = match giver {
+                driver::Giver::Mirror(host) => Giver::Mirror(host),
+                driver::Giver::Peer(address) => Giver::Peer(address),
+            };
+            Delivery::Piece { index, bytes, giver }
+        }
+        SwarmDelivery::Checking { bytes } => Delivery::Checking { bytes },
+    }
+}
+
+/// Finds holders through the node, if there is one.
+#[derive(Debug)]
+pub struct NodeFinder {
+    dht: Option<Dht>,
+}
+
+impl NodeFinder {
+    /// A finder that asks `dht`; without one it finds nobody.
+    pub fn new(dht: Option<Dht>) -> Self {
+        Self { dht }
+    }
+}
+
+impl Finder for NodeFinder {
+    fn find(&self, digest: Digest, _size: u64) -> mpsc::Receiver<FoundPeer> {
+        let (out, found) = mpsc::channel(FOUND_WAITING_MAX);
+        let Some(dht) = &self.dht else { return found };
+        let own = dht.signing_key().verifying_key().to_bytes();
+        let mut contacts = dht.stream_peers(Id(digest.file_key()));
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    contact = contacts.recv() => {
+                        let Some(contact) = contact else { return };
+                        if let Some(peer) = found_peer(&contact, &own)
+                            && out.send(peer).await.is_err()
+                        {
+                            return;
+                        }
+                    }
+                    // Dropping the contacts ends the lookup.
+                    () = out.closed() => return,
+                }
+            }
+        });
+        found
+    }
+
+    fn median_lookup(&self) -> Option<Duration> {
+        self.dht.as_ref()?.median_lookup()
+    }
+}
+
+/// What a contact says of itself; `None` for this node's own.
+fn found_peer(contact: &FoundContact, own: &[u8; 32]) -> Option<FoundPeer> {
+    let pv = contact.pv.as_ref();
+    if pv.is_some_and(|pv| pv.key == *own) {
+        return None;
+    }
+    let contact: SocketAddr = contact.addr;
+    let holds = match pv {
+        Some(pv) if pv.flags & FLAG_PARTIAL == 0 => Holds::All,
+        Some(_) => Holds::Part,
+        // Announced through an ordinary node, which says nothing of partial files.
+        None => Holds::Perhaps,
+    };
+    Some(FoundPeer { contact, key: pv.map(|pv| pv.key), holds })
 }
 
 #[cfg(test)]
@@ -64,7 +143,9 @@ mod tests {
     use poolfs_core::store::{Incoming, Store};
     use poolfs_fs::fetch::{FetchError, FetchLimits, Fetcher, Job};
     use poolfs_fs::source::{MirrorUrl, Purpose};
-    use poolfs_net::mirror::MirrorLimits;
+    use poolfs_net::mirror::{Mirror, MirrorLimits};
+    use poolfs_net::peer::{ClientLimits, Partials, PeerClient};
+    use poolfs_net::swarm::driver::SwarmParts;
     use std::ffi::OsStr;
     use std::fmt::Write as _;
     use std::fs::File;
@@ -114,8 +195,17 @@ mod tests {
         }
         let store = Arc::new(Store::open(&dir.join("state")).unwrap());
         let incoming = Arc::new(Incoming::open(store, File::open(dir.join("incoming")).unwrap().into()).unwrap());
-        let mirror = Arc::new(Mirror::new(MirrorLimits::default()));
-        let source = Arc::new(NetSource::new(mirror, runtime.clone()));
+        let parts = SwarmParts {
+            mirror: Arc::new(Mirror::new(MirrorLimits::default())),
+            client: PeerClient::new(ClientLimits::default()),
+            finder: Arc::new(NodeFinder::new(None)),
+            announcer: Arc::new(crate::announcer::Arriving::default()),
+            partials: Arc::new(Partials::default()),
+            netdb: None,
+            spill_dir: dir.to_owned(),
+            public: false,
+        };
+        let source = Arc::new(NetSource::new(Swarm::new(parts).unwrap(), runtime.clone()));
         Fetcher::new(incoming, source, runtime.clone(), FetchLimits::default())
     }
 

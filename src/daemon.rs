@@ -164,7 +164,8 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
     let catalog = Arc::new(Catalog::open(Arc::clone(store.db()), apt)?);
     let runtime = tokio::runtime::Handle::current();
     let mirror = Arc::new(Mirror::new(mirror_limits(&config.mirror)));
-    let source: Arc<dyn Source> = Arc::new(NetSource::new(mirror, runtime.clone()));
+    let swarm = net.swarm(mirror, &config)?;
+    let source: Arc<dyn Source> = Arc::new(NetSource::new(Arc::clone(&swarm), runtime.clone()));
     let fetcher = Fetcher::new(Arc::clone(&incoming), Arc::clone(&source), runtime.clone(), FetchLimits::default());
     let lists_elsewhere = match prepared.mounts.iter().any(|mount| mount.spec.role == Role::Lists) {
         true => None,

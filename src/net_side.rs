@@ -3,16 +3,19 @@
 //! It is there for the mounts, never the other way round: what goes wrong here is a line in the status, and the files come
 //! from the mirror. It begins before the mounts, so that their source may ask it, and ends after them.
 
-use crate::announcer::Announcer;
+use crate::announcer::{Announcer, Arriving};
+use crate::bridge::NodeFinder;
 use crate::config::{self, Config};
 use crate::dht_cmd;
 use anyhow::Result;
 use poolfs_core::store::Store;
 use poolfs_net::dht::Family;
 use poolfs_net::discovery::{DiscoveryConfig, Links};
+use poolfs_net::mirror::Mirror;
 use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, NodeOptions, expand_listen};
-use poolfs_net::peer::{Near, NoFacts, Partials, PeerServer, ServerLimits, ServerParts, Shelf};
+use poolfs_net::peer::{ClientLimits, Near, NoFacts, Partials, PeerClient, PeerServer, ServerLimits, ServerParts, Shelf};
+use poolfs_net::swarm::driver::{Swarm, SwarmParts};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +30,6 @@ pub struct NetNode {
     /// The node.
     pub dht: Dht,
     /// Its database, which the modules of the network side share.
-    #[allow(dead_code, reason = "for the modules that remember peers")]
     pub netdb: Arc<NetDb>,
 }
 
@@ -38,6 +40,7 @@ pub struct NetSide {
     problems: Vec<String>,
     /// Downloads that are given from while they arrive.
     partials: Arc<Partials>,
+    arriving: Arc<Arriving>,
     /// The status socket and the announcer.
     tasks: JoinSet<()>,
 }
@@ -45,7 +48,7 @@ pub struct NetSide {
 impl NetSide {
     /// Starts a node as `[net]` says. Where it cannot, the reason is among [`Self::problems`].
     pub async fn start(config: &Config) -> Self {
-        let mut side = Self { node: None, problems: Vec::new(), partials: Arc::default(), tasks: JoinSet::new() };
+        let mut side = Self { node: None, problems: Vec::new(), partials: Arc::default(), arriving: Arc::default(), tasks: JoinSet::new() };
         let node = match start_node(config).await {
             Ok(node) => node,
             Err(err) => {
@@ -80,8 +83,24 @@ impl NetSide {
     /// Announces what `store` has to share, from now on.
     pub fn announce(&mut self, store: Arc<Store>, config: &config::Net) {
         if let Some(node) = &self.node {
-            self.tasks.spawn(Announcer::new(store, node.dht.clone(), config.announce, config.network).run());
+            let arriving = Arc::clone(&self.arriving);
+            self.tasks.spawn(Announcer::new(store, arriving, node.dht.clone(), config.announce, config.network).run());
         }
+    }
+
+    /// What downloads files: from `mirror` and, where a node runs, from peers.
+    pub fn swarm(&self, mirror: Arc<Mirror>, config: &Config) -> Result<Arc<Swarm>> {
+        let parts = SwarmParts {
+            mirror,
+            client: PeerClient::new(ClientLimits::default()),
+            finder: Arc::new(NodeFinder::new(self.node.as_ref().map(|node| node.dht.clone()))),
+            announcer: Arc::clone(&self.arriving) as Arc<dyn poolfs_net::swarm::driver::Announcer>,
+            partials: Arc::clone(&self.partials),
+            netdb: self.node.as_ref().map(|node| Arc::clone(&node.netdb)),
+            spill_dir: config.store.state_dir.clone(),
+            public: config.net.network == config::Network::Public,
+        };
+        Ok(Swarm::new(parts)?)
     }
 
     /// Gives what is on `shelf` to peers, on the addresses of the node; `None` where there is no node, or no port for it.

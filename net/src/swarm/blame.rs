@@ -146,6 +146,8 @@ pub struct Blame {
     mirror_bytes: u64,
     mirror_gives: u64,
     third_done: bool,
+    /// The versions that are not the mirror's were tried, since its own do not make the file.
+    without_mirror_tried: bool,
     /// The hour's one leave for repeating a download is this one's.
     round_covered: bool,
     job: Option<(u64, JobFor)>,
@@ -194,6 +196,7 @@ impl Blame {
             mirror_bytes: 0,
             mirror_gives: 0,
             third_done: false,
+            without_mirror_tried: false,
             round_covered: false,
             job: None,
             jobs: 0,
@@ -631,6 +634,13 @@ impl Blame {
             Step::Second => self.start_trials(false),
             Step::Third => self.start_trials(true),
             Step::MirrorDisputed => self.mirror_rest(),
+            // A mirror may have replaced the file since its index was made; then what the others gave may still be it.
+            Step::MirrorRest if !self.without_mirror_tried => {
+                self.without_mirror_tried = true;
+                let mirrors: Vec<SourceId> = self.mirror().into_iter().collect();
+                let assembly = self.assembly(&mirrors);
+                self.check(assembly);
+            }
             Step::MirrorRest => self.fail(NotHad::MirrorWrong),
             Step::Trials { .. } | Step::First | Step::Over => {}
         }

@@ -154,15 +154,15 @@ impl Blame {
     }
 
     /// Each piece in the version that most sources gave, not counting `left_out` unless nobody else gave it; the mirror's
-    /// where it gave one.
-    fn assembly(&self, left_out: &[SourceId]) -> Vec<Digest> {
+    /// where it gave one and is not left out itself.
+    pub(super) fn assembly(&self, left_out: &[SourceId]) -> Vec<Digest> {
         (0u32..).take(self.pieces).map(|piece| self.best_version(piece, left_out)).collect()
     }
 
     fn best_version(&self, piece: u32, left_out: &[SourceId]) -> Digest {
         let rank = |digest: Digest| {
             let givers = || self.gives_at(piece).filter(move |give| give.digest == digest).map(|give| give.source);
-            let mirror = givers().any(|source| self.is_mirror(source));
+            let mirror = givers().any(|source| self.is_mirror(source) && !left_out.contains(&source));
             let counted = givers().filter(|source| !left_out.contains(source) && !self.sources[source.index()].contradicts_itself).count();
             let trusted = givers().filter(|source| !self.is_suspect(*source)).count();
             (mirror, counted, trusted)
