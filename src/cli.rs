@@ -67,6 +67,27 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show the peers that gave files: rate, failures, pieces, and what was proved of them
+    Peers {
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show where a file came from: digest, sharing, and which piece came from whom
+    #[command(after_help = "Examples:\n  poolfs why /var/cache/apt/archives/hello_2.10-3_amd64.deb")]
+    Why {
+        /// A file below a mount, or a digest
+        file: PathBuf,
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show downloads in progress until interrupted
     Watch {
         /// Which configuration

@@ -46,6 +46,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Watch { common, json } => watch(&load(&common)?, json),
         Command::Verify { common, repair, json } => verify(&load(&common)?, repair, json),
+        Command::Peers { common, json } => crate::peers_cmd::peers(&load(&common)?, json),
+        Command::Why { file, common, json } => crate::peers_cmd::why(&load(&common)?, &file, json),
         Command::Dht(args) => crate::dht_cmd::run(args),
         Command::Serve { common, only } => serve(&common, only),
     }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
 use poolfs_fs::update::Update;
 use poolfs_net::node::Snapshot;
+use poolfs_net::swarm::driver::{History, PeerRow};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -25,6 +26,13 @@ pub const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 pub enum Request {
     /// One [`Status`].
     Status,
+    /// One [`Reply::Peers`].
+    Peers,
+    /// One [`Why`].
+    Why {
+        /// A file below a mount, as an absolute path, or a digest.
+        file: PathBuf,
+    },
     /// Unmount everything and end.
     Down,
     /// Check every block of every file; progress, then a [`Verified`].
@@ -40,6 +48,10 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Peers`]: every peer that is remembered, most bytes first.
+    Peers(Vec<PeerRow>),
+    /// To [`Request::Why`].
+    Why(Box<Why>),
     /// How far a long request is.
     Progress {
         /// Bytes done.
@@ -94,6 +106,25 @@ pub struct Status {
     pub uploaded: Uploaded,
     /// What is wrong with apt's lists or configuration, the network or the database, a line each with its remedy.
     pub problems: Vec<String>,
+}
+
+/// Where a file came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// What was asked for.
+    pub file: PathBuf,
+    /// Its SHA-256, where it is known.
+    pub digest: Option<String>,
+    /// `clean`, `writing` or `damaged`; `None`: no such file is here.
+    pub state: Option<String>,
+    /// `announced`, `available`, `local-only` or `withheld`.
+    pub sharing: Option<String>,
+    /// `mirror`, `peer`, `delta` or `written here`.
+    pub source: Option<String>,
+    /// When its whole digest was last compared, Unix seconds; 0: never.
+    pub verified_at: i64,
+    /// Who gave which piece, for what was downloaded since the start and is remembered.
+    pub history: Option<History>,
 }
 
 /// One mount.

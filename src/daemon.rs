@@ -8,16 +8,16 @@ use crate::apt_names::AptNames;
 use crate::bridge::NetSource;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
-use crate::control::{self, Download, MountStatus, Reply, Request, SourceBytes, Status, Uploaded, Verified};
+use crate::control::{self, Download, MountStatus, Reply, Request, SourceBytes, Status, Uploaded, Verified, Why};
 use crate::net_side::{NetNode, NetSide};
 use crate::shelf::StoreShelf;
 use crate::supervise::Report;
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
-use poolfs_core::Role;
 use poolfs_core::catalog::apt_config::{Environment, Options};
 use poolfs_core::catalog::{AptConfig, Catalog};
 use poolfs_core::store::{Incoming, Kind, Objects, Sharing, Store};
+use poolfs_core::{Digest, Role};
 use poolfs_fs::fetch::{FetchLimits, Fetcher, Progress};
 use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, PreparedMount, prepare};
 use poolfs_fs::names::Names;
@@ -28,9 +28,11 @@ use poolfs_fs::{FsError, verify};
 use poolfs_net::mirror::{Mirror, MirrorLimits};
 use poolfs_net::node::Snapshot;
 use poolfs_net::peer::PeerServer;
+use poolfs_net::swarm::driver::Swarm;
 use rustix::fs::{Mode, OFlags};
 use std::future::Future;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -68,6 +70,7 @@ struct Daemon {
     node: Option<NetNode>,
     /// What gives files to peers; `None` where it could not be started.
     server: Option<PeerServer>,
+    swarm: Arc<Swarm>,
     stop: watch::Sender<bool>,
 }
 
@@ -199,6 +202,7 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
         background_problems: Mutex::new(net.problems().to_vec()),
         node: net.node().cloned(),
         server,
+        swarm,
         stop: watch::Sender::new(false),
     };
     Ok(Arc::new(daemon))
@@ -408,6 +412,31 @@ impl Daemon {
         replies.send(Reply::Verified(found)).await.context("the client went away")
     }
 
+    /// Where a file below a mount came from, or one of which only the digest is known.
+    fn why(&self, file: &Path) -> Result<Why> {
+        let mut why = Why { file: file.to_owned(), ..Why::default() };
+        let digest = match file.to_str().and_then(|text| text.parse::<Digest>().ok()) {
+            Some(digest) => Some(digest),
+            None => {
+                let mounts: Vec<(Role, PathBuf)> = self.trees().iter().map(|tree| tree.role()).zip(self.paths()).collect();
+                let found = mounts.iter().find_map(|(role, mount)| Some((*role, file.strip_prefix(mount).ok()?)));
+                let Some((role, below)) = found else {
+                    bail!("{} is below no mount of this daemon: `poolfs status` shows them", file.display())
+                };
+                let record = self.store.file(role, below.as_os_str().as_bytes())?;
+                let Some(record) = record else { bail!("no file {} is here", file.display()) };
+                why.state = Some(record.state.to_string());
+                why.sharing = Some(record.sharing.to_string());
+                why.source = Some(record.provenance.to_string());
+                why.verified_at = record.verified_at;
+                record.digest
+            }
+        };
+        why.history = digest.and_then(|digest| self.swarm.why(&digest));
+        why.digest = digest.map(|digest| digest.to_string());
+        Ok(why)
+    }
+
     fn paths(&self) -> Vec<PathBuf> {
         self.mounts.lock().paths().map(PathBuf::from).collect()
     }
@@ -426,6 +455,12 @@ impl Handler for Daemon {
                     let daemon = Arc::clone(&self);
                     let status = tokio::task::spawn_blocking(move || daemon.status(node)).await.context("count files")??;
                     replies.send(Reply::Status(Box::new(status))).await.context("the client went away")
+                }
+                control::Request::Peers => replies.send(Reply::Peers(self.swarm.peers())).await.context("the client went away"),
+                control::Request::Why { file } => {
+                    let (daemon, asked) = (Arc::clone(&self), file.clone());
+                    let why = tokio::task::spawn_blocking(move || daemon.why(&asked)).await.context("look the file up")??;
+                    replies.send(Reply::Why(Box::new(why))).await.context("the client went away")
                 }
                 control::Request::Down => {
                     unmount(&self).await?;

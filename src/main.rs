@@ -12,6 +12,7 @@ mod control;
 mod daemon;
 mod dht_cmd;
 mod net_side;
+mod peers_cmd;
 mod pid_file;
 mod shelf;
 mod show;

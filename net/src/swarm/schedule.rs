@@ -10,6 +10,7 @@
 //! - An overdue piece is asked of a second source. When nothing is left to ask for, pieces in flight are asked for again
 //!   where another source would be sooner. The loser may end within a second, since its bytes are evidence too.
 //! - The mirror is a source like any other from the time at which the download may use it.
+//! - While somebody else leads ([`Schedule::lead`]), the first round asks for what he says and for nothing else.
 //!
 //! **Bounds:** requests in flight, requests of one source, pieces ahead of the first missing one, two requests for a piece.
 
@@ -188,6 +189,7 @@ pub struct Schedule {
     next_flight: u64,
     times: VecDeque<Duration>,
     waiters: u32,
+    led: bool,
     todo: VecDeque<Do>,
     peers_allowed: Option<bool>,
     sources_final: bool,
@@ -210,6 +212,7 @@ impl Schedule {
             next_flight: 0,
             times: VecDeque::new(),
             waiters: 1,
+            led: false,
             todo: VecDeque::new(),
             peers_allowed: None,
             sources_final: false,
@@ -257,6 +260,24 @@ impl Schedule {
     pub fn allow_mirror(&mut self, turn: &mut Turn<'_>) {
         self.mirror_from = Some(self.mirror_from.map_or(turn.now, |from| from.min(turn.now)));
         self.pump(turn);
+    }
+
+    /// Says whether somebody else chooses what the first round asks of whom, through [`Self::ask`]. Later rounds are this
+    /// machine's own.
+    pub fn lead(&mut self, led: bool, turn: &mut Turn<'_>) {
+        self.led = led;
+        self.pump(turn);
+    }
+
+    /// Asks this source for this piece; `None` if that piece is here, or the source may not be asked for it.
+    pub fn ask(&mut self, source: SourceId, piece: u32, turn: &mut Turn<'_>) -> Option<FlightId> {
+        let may = self.flights.len() < FLIGHTS_MAX && source.index() < self.known.len() && self.blame.begin(source, piece);
+        let flight = FlightId(self.next_flight);
+        if may {
+            self.take_off(Ask { piece, source, why: super::blame::Why::First }, turn.now);
+        }
+        self.pump(turn);
+        may.then_some(flight)
     }
 
     /// One more caller waits for this download.
@@ -447,7 +468,7 @@ impl Schedule {
         for known in &mut self.known {
             known.wait_until = known.wait_until.filter(|until| *until > turn.now);
         }
-        if self.blame.is_first_round() && self.waiters > 0 {
+        if self.blame.is_first_round() && self.waiters > 0 && !self.led {
             while self.flights.len() < FLIGHTS_MAX && self.ask_in_first_round(turn.now) {}
             self.hedge_in_first_round(turn.now);
         }

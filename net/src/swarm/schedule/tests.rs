@@ -559,3 +559,43 @@ fn an_event_does_not_hide_an_overdue_request() {
     schedule.tick(&mut turn);
     assert!(schedule.next_timeout(turn.now).unwrap() > turn.now);
 }
+
+/// In a fleet the coordinator says who asks the mirror for what: a machine that asked by itself would cost a second copy.
+#[test]
+fn a_leader_chooses_until_he_leaves() {
+    let lab = sim(4, vec![]);
+    let now = Instant::now();
+    let mut budget = WasteBudget::new();
+    let mut turn = Turn { now, budget: &mut budget };
+    let mut schedule = Schedule::new(lab.shape(), lab.rules, now);
+    schedule.lead(true, &mut turn);
+    let add = |schedule: &mut Schedule, kind, turn: &mut Turn<'_>| {
+        let source = NewSource { kind, address: None, have: None, rating: Rating::unknown(Nearness::Lan, NOW_S) };
+        schedule.add_source(source, turn).unwrap()
+    };
+    let mirror = add(&mut schedule, SourceKind::Mirror, &mut turn);
+    let peer = add(&mut schedule, SourceKind::Peer, &mut turn);
+    let fetches = |schedule: &mut Schedule| {
+        let mut fetches = Vec::new();
+        while let Some(action) = schedule.poll() {
+            if let Do::Fetch { source, piece, .. } = action {
+                fetches.push((source, piece));
+            }
+        }
+        fetches
+    };
+    schedule.tick(&mut turn);
+    assert_eq!(fetches(&mut schedule), []);
+    assert!(schedule.ask(mirror, 2, &mut turn).is_some());
+    assert_eq!(schedule.ask(mirror, 2, &mut turn), None, "it is asked already");
+    assert_eq!(schedule.ask(peer, 9, &mut turn), None, "there is no such piece");
+    let flight = schedule.ask(peer, 0, &mut turn).unwrap();
+    assert_eq!(fetches(&mut schedule), [(mirror, 2), (peer, 0)]);
+    schedule.piece(flight, Digest::of(&true_piece(0)), &mut turn);
+    assert_eq!(fetches(&mut schedule), []);
+    schedule.lead(false, &mut turn);
+    let mut rest: Vec<u32> = fetches(&mut schedule).into_iter().map(|(_, piece)| piece).filter(|piece| *piece != 2).collect();
+    rest.sort_unstable();
+    rest.dedup();
+    assert_eq!(rest, [1, 3]);
+}
