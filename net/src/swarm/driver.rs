@@ -3,7 +3,7 @@
 //! [`Swarm::fetch`] brings one file in. As long as no peer is known, it is what it would be without any: one streaming
 //! request to the mirror, whose pieces are passed on as they come. When a peer with the file turns up, the download goes over
 //! to [`Schedule`](super::schedule): what is here stays, the rest comes from whoever is sooner, the mirror piece by piece among
-//! them. Small files are asked of peers only where finding them is quick, or where the mirror fails.
+//! them. In a fleet with other members the coordinators say what comes from where, small files too. Otherwise small files are asked of peers only where finding them is quick, or where the mirror fails.
 //!
 //! **Invariants.** Nothing of a private repository is asked of anybody but its mirror. A piece passed on may be replaced by a
 //! later one until the file is done. Whoever waits for the pieces hashes the whole file again and alone decides that it is
@@ -14,6 +14,7 @@ mod book;
 mod download;
 mod hunt;
 mod kept;
+mod led;
 mod outlet;
 mod repair;
 mod stream;
@@ -22,10 +23,12 @@ mod tests;
 
 pub use book::{Giver, History, PeerRow};
 
+use crate::fleet::Fleet;
 use crate::mirror::{Mirror, MirrorError};
 use crate::netdb::{NetDb, NetDbError};
 use crate::peer::{Partials, PeerClient};
 use crate::swarm::FileShape;
+use crate::swarm::bits::Bits;
 use crate::swarm::blame::NotHad;
 use crate::swarm::schedule::HEAD_START;
 use book::Book;
@@ -169,6 +172,8 @@ pub struct SwarmParts {
     pub spill_dir: PathBuf,
     /// Whether strangers are in the network.
     pub public: bool,
+    /// The fleet that this machine is of, if it is of one.
+    pub fleet: Option<Fleet>,
 }
 
 /// Pieces of repairs that were wrong, so that another peer is asked.
@@ -245,6 +250,15 @@ impl Swarm {
         let private = want.urls.iter().any(|url| url.private);
         let affordable = want.urls.is_empty() || self.book.lock().budget.peers_allowed(want.size, std_now());
         let peers_allowed = !private && affordable;
+        if !private && let Some(fleet) = self.parts.fleet.as_ref().filter(|fleet| fleet.members() > 0) {
+            let here = stream::hash_here(want, shape, outlet, &VecDeque::new()).await?;
+            let mut has = Bits::none(shape.pieces());
+            here.iter().for_each(|here| has.set(here.piece));
+            if let Some(plan) = fleet.plan(shape, has).await {
+                let start = Start { here, fleet: Some(plan), ..Start::default() };
+                return self.download(want, shape, start, Hunt::none(shape, self), None, outlet).await;
+            }
+        }
         let small = shape.pieces() <= 1;
         let quick = small && self.parts.finder.median_lookup().is_some_and(|median| median < HEAD_START);
         let mut start = Start::default();
@@ -271,6 +285,19 @@ impl Swarm {
             start.here = stream::hash_here(want, shape, outlet, &VecDeque::new()).await?;
         }
         let hunt = hunt.unwrap_or_else(|| self.hunt(shape));
+        self.download(want, shape, start, hunt, mirror_error, outlet).await
+    }
+
+    /// One download from several sources, with what follows it.
+    async fn download<T: Send>(
+        &self,
+        want: &SwarmWant,
+        shape: FileShape,
+        start: Start,
+        hunt: Hunt,
+        mirror_error: Option<MirrorError>,
+        outlet: &mut Outlet<'_, T>,
+    ) -> Result<(), SwarmError> {
         let mut download = Download::new(self, want, shape, start, hunt, outlet)?;
         let end = download.run().await;
         let mirror = download.mirror_answers();
@@ -297,6 +324,12 @@ impl Swarm {
                 Err(not_had(why, mirror.filter(|text| !text.is_empty())))
             }
         }
+    }
+
+    /// The client that shows other members the fleet's key, where there is one.
+    fn fleet_client(&self) -> PeerClient {
+        let auth = self.parts.fleet.as_ref().and_then(Fleet::auth);
+        auth.map_or_else(|| self.parts.client.clone(), |auth| self.parts.client.for_fleet(auth))
     }
 
     fn hunt(&self, shape: FileShape) -> Hunt {

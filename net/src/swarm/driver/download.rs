@@ -2,9 +2,11 @@
 
 use super::hunt::{Holder, Hunt};
 use super::kept::{Kept, Place};
-use super::outlet::{Outlet, SETTLED_AFTER};
+use super::led::{self, Led};
+use super::outlet::Outlet;
 use super::stream::Here;
 use super::{Giver, Swarm, SwarmError, SwarmWant, now_s, std_now};
+use crate::fleet::FleetDownload;
 use crate::mirror::{RangeError, RangedFile};
 use crate::peer::{Partial, PeerError};
 use crate::swarm::bits::Bits;
@@ -30,6 +32,9 @@ const PENDING_MAX: usize = 8;
 /// Bytes that are compared before it is said that the file is being worked on.
 const CHECKING_BYTES: u64 = 1024 * 1024;
 
+/// How long the pieces of a file that is had are given as those of an arriving one: until then it has got its name.
+const OFFERED_AFTER: Duration = Duration::from_secs(10);
+
 /// What a download begins with.
 #[derive(Default)]
 pub(super) struct Start {
@@ -39,6 +44,8 @@ pub(super) struct Start {
     pub(super) holders: Vec<Holder>,
     /// Pieces that are here.
     pub(super) here: Vec<Here>,
+    /// The fleet that shares the file out.
+    pub(super) fleet: Option<FleetDownload>,
 }
 
 /// Why a download ended without the file.
@@ -48,10 +55,12 @@ pub(super) enum End {
     NotHad(NotHad),
 }
 
-enum Whom {
+pub(super) enum Whom {
     Here,
     Mirror,
     Peer(SocketAddr, /* complete */ bool),
+    /// Named by the fleet.
+    Member(SocketAddr),
 }
 
 /// What a request or a job came to.
@@ -72,11 +81,13 @@ struct Part {
 }
 
 /// Takes back what others were told of a download, however it ends.
-struct Told<'a> {
+pub(super) struct Told<'a> {
     swarm: &'a Swarm,
     digest: Digest,
     announced: bool,
-    offered: bool,
+    pub(super) offered: bool,
+    /// The file is had: what is offered stays so until the file itself is found by who gives.
+    had: bool,
 }
 
 impl Drop for Told<'_> {
@@ -84,19 +95,27 @@ impl Drop for Told<'_> {
         if self.announced {
             self.swarm.parts.announcer.ended(self.digest);
         }
-        if self.offered {
-            self.swarm.parts.partials.remove(&self.digest);
+        match (self.offered, self.had) {
+            (false, _) => {}
+            (true, false) => self.swarm.parts.partials.remove(&self.digest),
+            (true, true) => {
+                let (partials, digest) = (Arc::clone(&self.swarm.parts.partials), self.digest);
+                tokio::spawn(async move {
+                    tokio::time::sleep(OFFERED_AFTER).await;
+                    partials.remove(&digest);
+                });
+            }
         }
     }
 }
 
 /// See the module's text.
 pub(super) struct Download<'a, 'b, T> {
-    swarm: &'a Swarm,
-    shape: FileShape,
-    incoming: Option<Arc<OwnedFd>>,
-    schedule: Schedule,
-    whom: Vec<Whom>,
+    pub(super) swarm: &'a Swarm,
+    pub(super) shape: FileShape,
+    pub(super) incoming: Option<Arc<OwnedFd>>,
+    pub(super) schedule: Schedule,
+    pub(super) whom: Vec<Whom>,
     ranged: Option<Arc<RangedFile>>,
     kept: Kept,
     outlet: &'a mut Outlet<'b, T>,
@@ -105,10 +124,15 @@ pub(super) struct Download<'a, 'b, T> {
     unsettled: VecDeque<(u32, Digest, u64)>,
     tasks: JoinSet<Event>,
     flights: HashMap<FlightId, (AbortHandle, SourceId, u32)>,
-    hunt: Hunt,
-    hunting: bool,
-    told: Told<'a>,
-    list: Option<Arc<PieceList>>,
+    pub(super) hunt: Hunt,
+    pub(super) hunting: bool,
+    pub(super) told: Told<'a>,
+    pub(super) list: Option<Arc<PieceList>>,
+    pub(super) led: Option<Led>,
+    /// A fleet leads or led: then members gave what they had not verified.
+    was_led: bool,
+    /// The delivery that was sent to know when those before it are dealt with.
+    marked: u64,
     contradictors: Vec<SocketAddr>,
     checking_bytes: u64,
     end: Option<Result<(), NotHad>>,
@@ -130,7 +154,9 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         if announced {
             swarm.parts.announcer.begun(shape.digest, shape.size);
         }
-        let ranged = start.mirror_after.is_some().then(|| Arc::new(RangedFile::new(shape.digest, shape.size, want.urls.clone())));
+        let was_led = start.fleet.is_some();
+        let with_mirror = start.mirror_after.is_some() || (was_led && !want.urls.is_empty());
+        let ranged = with_mirror.then(|| Arc::new(RangedFile::new(shape.digest, shape.size, want.urls.clone())));
         let mut this = Self {
             swarm,
             shape,
@@ -145,13 +171,19 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             tasks: JoinSet::new(),
             flights: HashMap::new(),
             hunt,
-            hunting: true,
-            told: Told { swarm, digest: shape.digest, announced, offered: false },
+            hunting: !was_led,
+            told: Told { swarm, digest: shape.digest, announced, offered: false, had: false },
             list: None,
+            led: start.fleet.map(|download| Led::new(download, shape.pieces())),
+            was_led,
+            marked: 0,
             contradictors: Vec::new(),
             checking_bytes: 0,
             end: None,
         };
+        if was_led {
+            this.turn(|schedule, turn| schedule.lead(true, turn));
+        }
         this.take_over(start.here).map_err(local)?;
         if let Some(ranged) = &this.ranged {
             let rating = swarm.book.lock().mirror(&ranged.host(), now_s());
@@ -189,6 +221,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
     pub(super) async fn run(&mut self) -> Result<(), End> {
         loop {
             self.act();
+            self.tell_fleet().await;
             if self.pending.is_empty()
                 && let Some(end) = self.end.take()
             {
@@ -198,6 +231,8 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             let room = self.pending.len() < PENDING_MAX && self.end.is_none();
             let timeout = self.schedule.next_timeout(std_now());
             let channel = self.outlet.channel();
+            // Others may have a piece as soon as it is surely here; then it is worth knowing at once.
+            let flush = self.pending.is_empty() && !self.unsettled.is_empty() && (self.led.is_some() || self.list.is_some());
             tokio::select! {
                 biased;
                 permit = channel.reserve(), if !self.pending.is_empty() => {
@@ -210,11 +245,23 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                         self.settle();
                     }
                 }
+                permits = channel.reserve_many(channel.max_capacity()), if flush && self.incoming.is_some() => {
+                    let mut permits = permits.map_err(|_| End::Unwanted)?;
+                    if self.marked != self.outlet.sent()
+                        && let Some(permit) = permits.next()
+                    {
+                        self.outlet.mark(permit);
+                        self.marked = self.outlet.sent();
+                    }
+                    drop(permits);
+                    self.settle();
+                }
                 Some(event) = self.tasks.join_next(), if room && !self.tasks.is_empty() => match event {
                     Ok(event) => self.happened(event),
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => tracing::error!(digest = %self.shape.digest, "a request of a download failed: {error}"),
                 },
+                todo = led::next(&mut self.led), if room => self.follow(todo),
                 holder = self.hunt.next(), if room && self.hunting => match holder {
                     Some(holder) => self.add_peer(holder),
                     None => {
@@ -234,12 +281,12 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         self.ranged.as_ref().map(|ranged| (ranged.answers(), ranged.knows_no_ranges()))
     }
 
-    fn turn<R>(&mut self, f: impl FnOnce(&mut Schedule, &mut Turn<'_>) -> R) -> R {
+    pub(super) fn turn<R>(&mut self, f: impl FnOnce(&mut Schedule, &mut Turn<'_>) -> R) -> R {
         let mut book = self.swarm.book.lock();
         f(&mut self.schedule, &mut Turn { now: std_now(), budget: &mut book.budget })
     }
 
-    fn add(&mut self, kind: SourceKind, whom: Whom, address: Option<SocketAddr>, have: Option<Bits>, rating: Rating) {
+    pub(super) fn add(&mut self, kind: SourceKind, whom: Whom, address: Option<SocketAddr>, have: Option<Bits>, rating: Rating) {
         let source = NewSource { kind, address: address.map(|address| address.ip()), have, rating };
         if let Some(id) = self.turn(|schedule, turn| schedule.add_source(source, turn)) {
             debug_assert_eq!(id.index(), self.whom.len());
@@ -255,7 +302,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
 
     fn peer(&self, source: SourceId) -> Option<SocketAddr> {
         match self.whom.get(source.index()) {
-            Some(Whom::Peer(contact, _)) => Some(*contact),
+            Some(Whom::Peer(contact, _) | Whom::Member(contact)) => Some(*contact),
             _ => None,
         }
     }
@@ -266,8 +313,10 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             match action {
                 Do::Fetch { flight, source, piece } => self.fetch(flight, source, piece),
                 Do::Abort(flight) => {
-                    if let Some((handle, ..)) = self.flights.remove(&flight) {
+                    if let Some((handle, _, piece)) = self.flights.remove(&flight) {
                         handle.abort();
+                        let needed = self.schedule.blame().needs(piece);
+                        self.answered(flight, needed.then_some(Failure::Slow));
                     }
                 }
                 Do::AskList(source) => {
@@ -306,8 +355,12 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         };
         let done = move |result| Event::Piece { flight, first_byte: first.get().copied(), result };
         let handle = match &self.whom[source.index()] {
-            Whom::Peer(contact, complete) => {
-                let (client, contact, complete) = (self.swarm.parts.client.clone(), *contact, *complete);
+            Whom::Peer(..) | Whom::Member(_) => {
+                let (contact, complete, client) = match &self.whom[source.index()] {
+                    Whom::Member(contact) => (*contact, false, self.swarm.fleet_client()),
+                    Whom::Peer(contact, complete) => (*contact, *complete, self.swarm.parts.client.clone()),
+                    Whom::Mirror | Whom::Here => return,
+                };
                 self.tasks.spawn(async move {
                     let result = client.piece(contact, &shape, piece, first_byte).await;
                     done(result.map_err(|error| failure(&error, complete)))
@@ -342,6 +395,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                         if let Some(at) = first_byte {
                             self.schedule.first_byte(flight, at);
                         }
+                        self.answered(flight, None);
                         let keep = self.turn(|schedule, turn| schedule.piece(flight, digest, turn));
                         if keep {
                             self.kept.keep(piece, digest, bytes);
@@ -351,6 +405,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                         }
                     }
                     Err((failure, retry_after)) => {
+                        self.answered(flight, Some(failure));
                         self.turn(|schedule, turn| schedule.failed(flight, failure, retry_after, turn));
                     }
                 }
@@ -382,7 +437,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
 
     fn deliver(&mut self, piece: u32, digest: Digest, source: SourceId) {
         let giver = match &self.whom[source.index()] {
-            Whom::Peer(contact, _) => Giver::Peer(*contact),
+            Whom::Peer(contact, _) | Whom::Member(contact) => Giver::Peer(*contact),
             Whom::Mirror | Whom::Here => Giver::Mirror(self.ranged.as_ref().map(|ranged| ranged.host()).unwrap_or_default()),
         };
         let cut = || -> io::Result<Vec<Part>> {
@@ -407,14 +462,14 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
     /// Notes what is surely in the incoming file by now, and lets others ask for it.
     fn settle(&mut self) {
         while let Some((piece, digest, nth)) = self.unsettled.front().copied()
-            && self.outlet.sent() >= nth + SETTLED_AFTER
+            && self.outlet.is_settled(nth)
         {
             self.unsettled.pop_front();
-            if self.kept.settled(piece, digest)
-                && let Some(list) = &self.list
-                && list.pieces.get(piece as usize) == Some(&digest)
-            {
-                self.swarm.parts.partials.arrived(&self.shape.digest, piece);
+            if self.kept.settled(piece, digest) {
+                if self.list.as_ref().is_some_and(|list| list.pieces.get(piece as usize) == Some(&digest)) {
+                    self.swarm.parts.partials.arrived(&self.shape.digest, piece);
+                }
+                self.give_to_fleet(piece, digest);
             }
         }
     }
@@ -460,10 +515,12 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 self.deliver(piece, *digest, give.source);
             }
         }
-        let mut book = self.swarm.book.lock();
-        book.verified(self.shape.digest, outcome, |source| self.peer(source), now_s());
+        // In a fleet members give what they have not verified yet: whose bytes are wrong may be an honest machine's.
+        if !self.was_led {
+            self.swarm.book.lock().verified(self.shape.digest, outcome, |source| self.peer(source), now_s());
+        }
         self.contradictors.clear();
-        drop(book);
+        self.told.had = true;
         if self.end.is_none() {
             self.end = Some(Ok(()));
         }
@@ -474,7 +531,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         let mut book = self.swarm.book.lock();
         for report in self.schedule.report() {
             match &self.whom[report.source.index()] {
-                Whom::Peer(contact, _) => book.rate(*contact, report.rating, report.pieces, report.bytes),
+                Whom::Peer(contact, _) | Whom::Member(contact) => book.rate(*contact, report.rating, report.pieces, report.bytes),
                 Whom::Mirror => {
                     if let Some(ranged) = &self.ranged {
                         book.rate_mirror(ranged.host(), report.rating);
@@ -484,7 +541,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             }
         }
         // Two versions of one piece from one source need no truth.
-        for contact in self.contradictors.drain(..) {
+        for contact in self.contradictors.drain(..).filter(|_| !self.was_led) {
             book.bad(contact, self.shape.digest, 1, now_s());
         }
     }

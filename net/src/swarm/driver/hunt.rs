@@ -1,7 +1,7 @@
 //! The search for holders of one file: what is found, asked what it has where that is not known, each once.
 
 use super::book::Book;
-use super::{FoundPeer, Holds, now_s};
+use super::{FoundPeer, Holds, Swarm, now_s};
 use crate::peer::PeerClient;
 use crate::swarm::FileShape;
 use crate::swarm::bits::Bits;
@@ -55,6 +55,12 @@ impl Hunt {
     ) -> Self {
         let ends = Instant::now() + SEARCH_MAX;
         Self { shape, client, book, known, found: Some(found), probes: JoinSet::new(), seen: HashSet::new(), ends }
+    }
+
+    /// A search that finds nobody.
+    pub(super) fn none(shape: FileShape, swarm: &Swarm) -> Self {
+        let nobody = mpsc::channel(1).1;
+        Self::new(shape, swarm.parts.client.clone(), Arc::clone(&swarm.book), Vec::new(), nobody)
     }
 
     /// The next holder; `None` when nobody else will be found. Cancelling it loses nothing.

@@ -11,11 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use tokio::sync::mpsc;
 
-/// After so many later deliveries an earlier one is surely taken: those that wait in the channel, one that is being written,
-/// and one to spare.
-pub(super) const SETTLED_AFTER: u64 = 10;
-
-/// Most deliveries that the receiver lets wait; [`SETTLED_AFTER`] depends on it.
+/// Most deliveries that the receiver lets wait.
 pub(super) const DELIVERIES_WAITING_MAX: usize = 8;
 
 /// What goes out, and what went.
@@ -31,7 +27,7 @@ pub(super) struct Outlet<'a, T> {
 
 impl<'a, T: Send> Outlet<'a, T> {
     pub(super) fn new(want: &SwarmWant, out: &'a mpsc::Sender<T>, wrap: &'a (dyn Fn(SwarmDelivery) -> T + Send + Sync)) -> Self {
-        assert!(out.max_capacity() <= DELIVERIES_WAITING_MAX, "what is written and what waits is told apart by counting");
+        debug_assert!(out.max_capacity() <= DELIVERIES_WAITING_MAX, "what waits there is held in memory");
         let pieces = usize::try_from(piece::count(want.size, PIECE_BYTES)).expect("the catalog refuses such a size");
         let missing = want.missing.iter().copied().filter(|index| (*index as usize) < pieces).collect();
         Self { out, wrap, shape: FileShape::of(want.digest, want.size), missing, givers: vec![None; pieces], sent: 0 }
@@ -50,6 +46,19 @@ impl<'a, T: Send> Outlet<'a, T> {
     /// Deliveries so far.
     pub(super) fn sent(&self) -> u64 {
         self.sent
+    }
+
+    /// Whether the delivery with this number, counted from 1, was surely dealt with: a later one was taken, and each is dealt
+    /// with before the next is taken. To be asked with no room reserved.
+    pub(super) fn is_settled(&self, nth: u64) -> bool {
+        let waiting = self.out.max_capacity().saturating_sub(self.out.capacity());
+        self.sent.saturating_sub(waiting as u64) > nth
+    }
+
+    /// Sends a delivery of nothing: when it is taken, everything before it was dealt with.
+    pub(super) fn mark(&mut self, permit: mpsc::Permit<'_, T>) {
+        self.sent += 1;
+        permit.send((self.wrap)(SwarmDelivery::Checking { bytes: 0 }));
     }
 
     pub(super) fn missing(&self) -> &BTreeSet<u32> {

@@ -2,7 +2,7 @@
 
 use super::download::Start;
 use super::hunt::{Holder, Hunt};
-use super::outlet::{Outlet, SETTLED_AFTER};
+use super::outlet::Outlet;
 use super::{Giver, Swarm, SwarmError, SwarmWant, now_s};
 use crate::mirror::{MirrorError, MirrorFile, MirrorPiece};
 use crate::swarm::FileShape;
@@ -72,7 +72,7 @@ impl Swarm {
                     meter.took(&piece, shape);
                     if peers {
                         recent.push_back(Recent { piece: piece.index, bytes: Arc::new(clone(&piece.bytes)?), nth: outlet.sent() + 1 });
-                        while recent.front().is_some_and(|old| outlet.sent() >= old.nth + SETTLED_AFTER) {
+                        while recent.front().is_some_and(|old| outlet.is_settled(old.nth)) {
                             recent.pop_front();
                         }
                     }
@@ -89,7 +89,7 @@ impl Swarm {
                     let known: std::collections::HashSet<u32> = here.iter().map(|here| here.piece).collect();
                     let later = hash_here_but(want, shape, outlet, &recent, |piece| known.contains(&piece)).await?;
                     here.extend(later);
-                    return Ok(StreamEnd::Peers(Start { mirror_after: Some(Duration::ZERO), holders, here }));
+                    return Ok(StreamEnd::Peers(Start { mirror_after: Some(Duration::ZERO), holders, here, fleet: None }));
                 }
             }
             if pieces.is_empty()
@@ -102,7 +102,7 @@ impl Swarm {
                     Err(error) if !peers => StreamEnd::Failed(error, Start::default()),
                     Err(error) => {
                         let here = hash_here(want, shape, outlet, &recent).await?;
-                        StreamEnd::Failed(error, Start { mirror_after: None, holders, here })
+                        StreamEnd::Failed(error, Start { mirror_after: None, holders, here, fleet: None })
                     }
                 });
             }

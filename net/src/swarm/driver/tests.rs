@@ -81,6 +81,7 @@ impl Lab {
             netdb: Some(Arc::new(NetDb::open(dir.path()).unwrap())),
             spill_dir: dir.path().to_owned(),
             public: false,
+            fleet: None,
         };
         let swarm = Swarm::new(parts).unwrap();
         Self { dir, finder, announced, partials, swarm }

@@ -1,0 +1,158 @@
+//! A download that a fleet shares out: the coordinators say which piece comes from the mirror and which from what member.
+//!
+//! The first round asks for what they say and for nothing else, so that the mirror is not raced. Each piece that is here is
+//! told of at once and given to other members, before the whole file is verified: who gives such a piece does not know that it
+//! is right. So nobody is convicted for what was given in such a download; the file is repaired as any other.
+//!
+//! When the fleet's task ends, or the mirror is of no use, the download goes on as one of a lone machine.
+
+use super::download::{Download, Whom};
+use super::now_s;
+use crate::fleet::{FleetDo, FleetDownload, Origin};
+use crate::peer::Partial;
+use crate::swarm::bits::Bits;
+use crate::swarm::piece_list::PieceList;
+use crate::swarm::schedule::FlightId;
+use crate::swarm::{Failure, SourceId, SourceKind};
+use poolfs_core::Digest;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What the fleet is to be told.
+#[derive(Clone, Copy, Debug)]
+enum Tell {
+    Fetched(u32),
+    Failed(u32, Origin, bool),
+}
+
+/// The fleet's part in one download.
+pub(super) struct Led {
+    download: FleetDownload,
+    asked: HashMap<FlightId, (u32, Origin)>,
+    tells: VecDeque<Tell>,
+    /// What is surely here, piece by piece.
+    here: Vec<Option<Digest>>,
+}
+
+impl Led {
+    pub(super) fn new(download: FleetDownload, pieces: u32) -> Self {
+        Self { download, asked: HashMap::new(), tells: VecDeque::new(), here: vec![None; pieces as usize] }
+    }
+}
+
+/// What a fleet wants next; `None` for ever where none leads.
+pub(super) async fn next(led: &mut Option<Led>) -> Option<FleetDo> {
+    match led {
+        Some(led) => led.download.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl<T: Send> Download<'_, '_, T> {
+    /// Does what the fleet says.
+    pub(super) fn follow(&mut self, todo: Option<FleetDo>) {
+        match todo {
+            Some(FleetDo::Fetch { piece, from }) => self.fetch_for_fleet(piece, from),
+            Some(FleetDo::Done) => {}
+            None => self.go_alone(),
+        }
+    }
+
+    fn fetch_for_fleet(&mut self, piece: u32, from: Origin) {
+        let needed = self.schedule.blame().needs(piece);
+        let source = if needed { self.source_of(from) } else { None };
+        let flight = source.and_then(|source| self.turn(|schedule, turn| schedule.ask(source, piece, turn)));
+        let mirror_out = from == Origin::Mirror && flight.is_none() && needed;
+        let Some(led) = &mut self.led else { return };
+        match flight {
+            Some(flight) => {
+                led.asked.insert(flight, (piece, from));
+            }
+            // Another source is asked for it already, or it is on its way out.
+            None if !needed => {}
+            None => led.tells.push_back(Tell::Failed(piece, from, false)),
+        }
+        if mirror_out && self.mirror_source().is_none_or(|mirror| self.schedule.blame().is_out(mirror)) {
+            self.go_alone();
+        }
+    }
+
+    fn mirror_source(&self) -> Option<SourceId> {
+        let at = self.whom.iter().position(|whom| matches!(whom, Whom::Mirror))?;
+        u16::try_from(at).ok().map(SourceId)
+    }
+
+    /// The source that the fleet names; a member that was not named before is added.
+    fn source_of(&mut self, from: Origin) -> Option<SourceId> {
+        let Origin::Member(contact) = from else { return self.mirror_source() };
+        if let Some(source) = self.source_at(contact) {
+            return Some(source);
+        }
+        if self.swarm.book.lock().verdicts.address_is_out(contact.ip(), now_s()) {
+            return None;
+        }
+        let rating = self.swarm.book.lock().rating(contact, now_s());
+        // A member has what the fleet says that it has, so what it may lack is not its complete list.
+        self.add(SourceKind::Peer, Whom::Member(contact), Some(contact), None, rating);
+        self.source_at(contact)
+    }
+
+    fn source_at(&self, contact: SocketAddr) -> Option<SourceId> {
+        let at = self.whom.iter().position(|whom| matches!(whom, Whom::Peer(other, _) | Whom::Member(other) if *other == contact))?;
+        u16::try_from(at).ok().map(SourceId)
+    }
+
+    /// Goes on as a lone machine.
+    fn go_alone(&mut self) {
+        if self.led.take().is_some() {
+            tracing::debug!(digest = %self.shape.digest, "the fleet leads no more");
+            self.hunt = self.swarm.hunt(self.shape);
+            self.hunting = true;
+            self.turn(|schedule, turn| {
+                schedule.lead(false, turn);
+                schedule.allow_mirror(turn);
+            });
+        }
+    }
+
+    /// Notes how a request of the fleet's went.
+    pub(super) fn answered(&mut self, flight: FlightId, failure: Option<Failure>) {
+        let Some(led) = &mut self.led else { return };
+        if let Some((piece, from)) = led.asked.remove(&flight)
+            && let Some(failure) = failure
+        {
+            led.tells.push_back(Tell::Failed(piece, from, failure == Failure::Gone));
+        }
+    }
+
+    /// A piece is surely in the incoming file: members may have it from now on.
+    pub(super) fn give_to_fleet(&mut self, piece: u32, digest: Digest) {
+        let Some(led) = &mut self.led else { return };
+        led.here[piece as usize] = Some(digest);
+        led.tells.push_back(Tell::Fetched(piece));
+        if self.list.is_some() {
+            return; // Offered to everybody, by a list.
+        }
+        let Some(file) = &self.incoming else { return };
+        let mut have = Bits::none(self.shape.pieces());
+        (0u32..).zip(&led.here).filter(|(_, here)| here.is_some()).for_each(|(piece, _)| have.set(piece));
+        // Signed by nobody, so no list to anybody: the server compares what it reads with it.
+        let pieces = led.here.iter().map(|here| here.unwrap_or(Digest([0; 32]))).collect();
+        let list = Arc::new(PieceList { pieces, signer: [0; 32], signed_at: 0, signature: [0; 64] });
+        let partial = Partial { file: Arc::clone(file), shape: self.shape, list, have, fleet_only: true };
+        self.told.offered |= self.swarm.parts.partials.put(partial);
+    }
+
+    /// Says to the fleet what is to be said.
+    pub(super) async fn tell_fleet(&mut self) {
+        while let Some(led) = &mut self.led
+            && let Some(tell) = led.tells.pop_front()
+        {
+            match tell {
+                Tell::Fetched(piece) => led.download.fetched(piece).await,
+                Tell::Failed(piece, from, gone) => led.download.failed(piece, from, gone).await,
+            }
+        }
+    }
+}
