@@ -204,6 +204,7 @@ mod tests {
             netdb: None,
             spill_dir: dir.to_owned(),
             public: false,
+            fleet: None,
         };
         let source = Arc::new(NetSource::new(Swarm::new(parts).unwrap(), runtime.clone()));
         Fetcher::new(incoming, source, runtime.clone(), FetchLimits::default())

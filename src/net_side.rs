@@ -99,6 +99,7 @@ impl NetSide {
             netdb: self.node.as_ref().map(|node| Arc::clone(&node.netdb)),
             spill_dir: config.store.state_dir.clone(),
             public: config.net.network == config::Network::Public,
+            fleet: None,
         };
         Ok(Swarm::new(parts)?)
     }
