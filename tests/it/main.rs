@@ -20,5 +20,6 @@ mod harness;
 mod peer;
 mod posix;
 mod repair;
+mod swarm;
 mod tidy;
 mod world;
