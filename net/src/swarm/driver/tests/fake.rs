@@ -24,8 +24,6 @@ pub(crate) enum Fault {
     None,
     /// Other bytes in these pieces.
     Lies(Vec<u32>),
-    /// Other bytes in each piece, and others again at each request.
-    LiesAnew,
     /// Closes one byte before the end.
     Short,
     /// One byte, a second, one byte.
@@ -176,7 +174,6 @@ async fn piece(stream: &mut TcpStream, serving: &Serving, start: usize, last: us
     let mut send = body.len();
     match &serving.fault {
         Fault::Lies(pieces) if pieces.contains(&index) => body.iter_mut().for_each(|byte| *byte ^= 0x55),
-        Fault::LiesAnew => body[0] ^= u8::try_from(nth % 255).unwrap() + 1,
         Fault::Short => send -= 1,
         Fault::Twice => {
             body = body.repeat(2);
