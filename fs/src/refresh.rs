@@ -159,9 +159,12 @@ impl Drop for Reconfigured {
     }
 }
 
+/// Endings of packed lists.
+pub(crate) const FORMS: [&str; 6] = [".gz", ".xz", ".bz2", ".lz4", ".zst", ".lzma"];
+
 /// Whether a file of this name in `lists/` changes the catalog.
 pub(crate) fn is_list(name: &[u8]) -> bool {
-    let stem = [".gz", ".xz", ".bz2", ".lz4", ".zst", ".lzma"].iter().find_map(|form| name.strip_suffix(form.as_bytes())).unwrap_or(name);
+    let stem = FORMS.iter().find_map(|form| name.strip_suffix(form.as_bytes())).unwrap_or(name);
     [&b"_InRelease"[..], b"_Release", b"_Packages", b"_Sources"].iter().any(|end| stem.ends_with(end))
 }
 

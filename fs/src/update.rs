@@ -46,6 +46,10 @@ pub(crate) struct Updates {
     /// What apt is expected to ask for. Dropping one ends a download that nobody waits for.
     ahead: HashMap<Digest, Fetching>,
     written: HashSet<Digest>,
+    /// What was had or fetched ahead in this update.
+    had: HashSet<Digest>,
+    /// Lists that apt has removed in this update, without the ending of their form.
+    removed: HashSet<Vec<u8>>,
 }
 
 /// Where a file came from.
@@ -77,6 +81,20 @@ impl Updates {
         };
         self.running = Some((now, update));
         self.written.clear();
+        self.had.clear();
+        self.removed.clear();
+    }
+
+    /// apt has removed a list, which it does before it puts another in its place. What it then does not find is not asked for.
+    pub(crate) fn removed(&mut self, stem: &[u8]) {
+        if self.running.is_some() && self.removed.len() < WRITTEN_MAX {
+            self.removed.insert(stem.to_vec());
+        }
+    }
+
+    /// Whether apt has removed that list in this update.
+    pub(crate) fn has_removed(&self, stem: &[u8]) -> bool {
+        self.removed.contains(stem)
     }
 
     /// apt has given its lock back. A run that fetched nothing is none to tell of. The answer is what was fetched ahead and
@@ -96,13 +114,14 @@ impl Updates {
         running.map(|(since, update)| Update { took: now.duration_since(*since), ..update.clone() }).or_else(|| self.last.clone())
     }
 
-    /// Whether something may be fetched ahead, and is not yet.
+    /// Whether something may be fetched ahead, and was not in this update.
     pub(crate) fn wants(&self, digest: &Digest) -> bool {
-        self.running.is_some() && self.ahead.len() < AHEAD_MAX && !self.ahead.contains_key(digest)
+        self.running.is_some() && self.had.len() < AHEAD_MAX && !self.had.contains(digest)
     }
 
     /// What it replaces, if anything, is to be dropped outside of the lock.
     pub(crate) fn fetch_ahead(&mut self, digest: Digest, fetching: Fetching) -> Option<Fetching> {
+        self.had.insert(digest);
         self.ahead.insert(digest, fetching)
     }
 
@@ -123,6 +142,7 @@ impl Updates {
             *bytes = bytes.saturating_add(size);
             let count = if is_patch { &mut update.patches } else { &mut update.indexes };
             *count += 1;
+            self.had.insert(*digest);
         }
         self.ahead.remove(digest)
     }

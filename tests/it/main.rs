@@ -17,6 +17,7 @@ mod dht;
 mod frontends;
 mod ghosts;
 mod harness;
+mod lists;
 mod peer;
 mod posix;
 mod repair;

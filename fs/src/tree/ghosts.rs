@@ -124,6 +124,13 @@ impl Tree {
                 }
             }
         }
+        // The same name, and other bytes by now: who has the old one open keeps it, and nothing is put in place for it.
+        if let Some(old) = self.table.ghost(dir.id, name)
+            && let Some(ghost) = old.ghost.as_ref().filter(|ghost| ghost.entry.digest != listed.digest)
+        {
+            ghost.withdraw();
+            self.table.drop_ghost_name(dir.id, name);
+        }
         // What apt's method has looked at must not vanish before it is opened: that would end apt's run. It reads as empty
         // instead, and apt removes it.
         let shown_before = place == Place::Partial
@@ -240,7 +247,14 @@ impl Tree {
             return Err(Errno::NOENT.into());
         }
         for node in waiting {
-            self.start_one(node);
+            let kept = match &node.ghost {
+                Some(ghost) => self.parts.objects.contains(&ghost.entry.digest)?,
+                None => false,
+            };
+            // What is kept here is put in place when it is read.
+            if !kept {
+                self.start_one(node);
+            }
         }
         Ok(())
     }
@@ -399,7 +413,7 @@ impl Tree {
             if size > 0 {
                 self.truncate(node, None, size)?;
             }
-        } else {
+        } else if self.role == Role::Archives {
             self.start(node)?;
         }
         Ok(ghost.set(SetAttr { size: None, ..set }, SystemTime::now(), || node.backing().is_some()))

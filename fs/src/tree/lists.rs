@@ -9,6 +9,7 @@ use crate::fetch::Job;
 use crate::ghost::Ghost;
 use crate::inode::Node;
 use crate::names;
+use crate::refresh::FORMS;
 use crate::source::Purpose;
 use crate::update::{Origin, Update};
 use poolfs_core::Role;
@@ -26,6 +27,11 @@ const PARTIAL: &[u8] = b"partial/";
 /// The name of a path directly in `partial/`.
 fn in_partial(path: &[u8]) -> Option<&[u8]> {
     path.strip_prefix(PARTIAL).filter(|name| !name.contains(&b'/'))
+}
+
+/// A list's name without the ending of its form.
+fn list_stem(name: &[u8]) -> &[u8] {
+    FORMS.iter().find_map(|form| name.strip_suffix(form.as_bytes())).unwrap_or(name)
 }
 
 impl Tree {
@@ -91,6 +97,9 @@ impl Tree {
                 drop(self.updates.lock().unwanted(wanted));
             }
         }
+        if let (Some(name), None) = (from.filter(|from| !from.contains(&b'/')), to) {
+            self.updates.lock().removed(list_stem(name));
+        }
         if let Some(name) = to.and_then(in_partial) {
             self.note_arrived(name);
         }
@@ -112,6 +121,7 @@ impl Tree {
     pub(crate) fn note_missed(&self, name: &OsStr) {
         if let Some(lists) = self.lists()
             && self.run.lock().is_locked()
+            && !self.updates.lock().has_removed(list_stem(name.as_bytes()))
         {
             self.fetch_ahead(self.parts.names.index_missed(lists, name.as_bytes()).into_iter().collect());
         }

@@ -99,6 +99,19 @@ pub(crate) struct NodeFamily {
     pub(crate) nodes: u64,
 }
 
+/// The last update of the lists.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Update {
+    pub(crate) started: u64,
+    pub(crate) took_ms: u64,
+    pub(crate) running: bool,
+    pub(crate) bytes: SourceBytes,
+    pub(crate) kept_bytes: u64,
+    pub(crate) apt_bytes: u64,
+    pub(crate) indexes: u64,
+    pub(crate) patches: u64,
+}
+
 /// `poolfs status --json`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Status {
@@ -106,6 +119,8 @@ pub(crate) struct Status {
     pub(crate) mounts: Vec<MountStatus>,
     pub(crate) bytes: SourceBytes,
     pub(crate) downloads: Vec<serde_json::Value>,
+    #[serde(default)]
+    pub(crate) last_update: Option<Update>,
     pub(crate) catalog_entries: u64,
     pub(crate) hashed: u64,
     /// Live members of the fleet, this machine among them.
@@ -167,7 +182,7 @@ impl Machine {
                 .lines()
                 .filter(|line| !line.starts_with("Dir"))
                 .fold(String::new(), |text, line| text + line + "\n");
-            fs::write(machine.root.join("etc/apt/apt.conf.d/90test"), inside).unwrap();
+            fs::write(machine.root.join("etc/apt/apt.conf.d/99test"), inside).unwrap();
         }
         fs::create_dir_all(machine.cache_dir()).unwrap();
         machine.write_config(options);
@@ -414,6 +429,15 @@ impl Machine {
     pub(crate) fn status(&self) -> Status {
         let finished = self.poolfs(&["status", "--json"]).ok();
         serde_json::from_str(&finished.out).unwrap_or_else(|error| panic!("{error}: {finished}"))
+    }
+
+    /// Changes the sources of apt, whose file is the only one.
+    pub(crate) fn edit_sources(&self, edit: impl FnOnce(String) -> String) {
+        let path = self.root.join("etc/apt/sources.list.d/test.sources");
+        let text = fs::read_to_string(&path).unwrap();
+        let edited = edit(text.clone());
+        assert_ne!(text, edited, "the edit found nothing to change");
+        fs::write(&path, edited).unwrap();
     }
 
     // --- apt

@@ -4,12 +4,14 @@
 //! it waits for time; what must be slow waits on a [`Gate`] that the test opens.
 
 use super::LIMIT;
+use super::process::run;
 use super::upstream::Upstream;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -118,6 +120,7 @@ struct State {
     /// To be shut down by [`Mirror::stop`]; a connection takes itself out, so that dropping its stream closes it.
     connections: HashMap<u64, TcpStream>,
     stopped: bool,
+    dates: bool,
 }
 
 #[derive(Debug)]
@@ -232,6 +235,11 @@ impl Mirror {
     pub(crate) fn start_again(&self) {
         self.shared.state.lock().stopped = false;
         self.serve(TcpListener::bind(self.address).unwrap());
+    }
+
+    /// From now on it tells when files were changed, and answers 304 to who has that very version.
+    pub(crate) fn tell_dates(&self) {
+        self.shared.state.lock().dates = true;
     }
 
     pub(crate) fn log(&self) -> Vec<Request> {
@@ -379,6 +387,13 @@ impl Shared {
         if headers.get("if-none-match").is_some_and(|given| *given == tag) {
             return Answer { status: 304, headers: vec![("ETag", tag)], body: Vec::new(), content_length: 0, after: After::KeepAlive };
         }
+        let dates = self.state.lock().dates;
+        let date =
+            dates.then(|| run(Command::new("date").args(["-u", "-d", &format!("@{seconds}"), "+%a, %d %b %Y %H:%M:%S GMT"])).ok().out);
+        let date = date.map(|date| date.trim().to_owned());
+        if date.is_some() && headers.get("if-modified-since") == date.as_ref() {
+            return Answer { status: 304, headers: Vec::new(), body: Vec::new(), content_length: 0, after: After::KeepAlive };
+        }
         match fault {
             Some(Fault::Truncated(less)) => whole.truncate(whole.len().saturating_sub(*less)),
             Some(Fault::Long(more)) => whole.extend(std::iter::repeat_n(b'x', *more)),
@@ -400,6 +415,7 @@ impl Shared {
             content_length: 0,
             after: After::KeepAlive,
         };
+        answer.headers.extend(date.map(|date| ("Last-Modified", date)));
         match wanted.map(|range| parse_range(range, whole.len())) {
             None => answer.body = whole,
             Some(None) => {

@@ -149,35 +149,51 @@ impl Repo {
 
     /// Writes `Packages` (plain, .gz, .xz), the by-hash copies, `Release` and the signed `InRelease`.
     pub(crate) fn publish(&mut self) {
-        let stanzas: Vec<String> = self.packages.iter().map(Published::stanza).collect();
-        self.publish_index(stanzas.join("\n").as_bytes());
+        self.publish_index(self.stanzas().as_bytes());
+    }
+
+    /// The stanzas of everything in the repository, as in `Packages`.
+    pub(crate) fn stanzas(&self) -> String {
+        self.packages.iter().map(Published::stanza).collect::<Vec<_>>().join("\n")
     }
 
     /// As [`Repo::publish`], with these bytes as `Packages`, well formed or not.
     pub(crate) fn publish_index(&mut self, packages: &[u8]) {
+        // Packages of architecture all are in each architecture's index, as in Debian.
+        let packed = BTreeMap::from([
+            ("main/binary-amd64/Packages".to_owned(), packages.to_vec()),
+            ("main/binary-all/Packages".to_owned(), Vec::new()),
+        ]);
+        self.publish_files("main", &packed, &BTreeMap::new());
+    }
+
+    /// Makes a Release that names these files, by their paths below the suite: `packed` also as .gz and .xz, `plain` as they are.
+    pub(crate) fn publish_files(&mut self, components: &str, packed: &BTreeMap<String, Vec<u8>>, plain: &BTreeMap<String, Vec<u8>>) {
         let suite = self.root.join("dists").join(SUITE);
         let mut sums = BTreeMap::new();
-        for architecture in ["amd64", "all"] {
-            let directory = format!("main/binary-{architecture}");
-            let place = suite.join(&directory);
-            fs::create_dir_all(place.join("by-hash/SHA256")).unwrap();
-            // Packages of architecture all are in each architecture's index, as in Debian.
-            let bytes = if architecture == "amd64" { packages } else { b"".as_slice() };
-            fs::write(place.join("Packages"), bytes).unwrap();
-            run(Command::new("gzip").args(["-9nkf"]).arg(place.join("Packages"))).ok();
-            run(Command::new("xz").args(["-0kf"]).arg(place.join("Packages"))).ok();
-            for name in ["Packages", "Packages.gz", "Packages.xz"] {
-                let bytes = fs::read(place.join(name)).unwrap();
+        for (path, bytes) in packed.iter().chain(plain) {
+            let place = suite.join(path);
+            fs::create_dir_all(place.parent().unwrap().join("by-hash/SHA256")).unwrap();
+            fs::write(&place, bytes).unwrap();
+            let mut forms = vec![String::new()];
+            if packed.contains_key(path) {
+                run(Command::new("gzip").args(["-9nkf"]).arg(&place)).ok();
+                run(Command::new("xz").args(["-0kf"]).arg(&place)).ok();
+                forms.extend([".gz".to_owned(), ".xz".to_owned()]);
+            }
+            for form in forms {
+                let name = format!("{path}{form}");
+                let bytes = fs::read(suite.join(&name)).unwrap();
                 let digest = hex(&Sha256::digest(&bytes));
-                fs::write(place.join("by-hash/SHA256").join(&digest), &bytes).unwrap();
-                sums.insert(format!("{directory}/{name}"), (digest, bytes.len()));
+                fs::write(place.parent().unwrap().join("by-hash/SHA256").join(&digest), &bytes).unwrap();
+                sums.insert(name, (digest, bytes.len()));
             }
         }
         let date = 1_700_000_000 + self.releases * 60;
         self.releases += 1;
         let date = run(Command::new("date").args(["-u", "-R", "-d"]).arg(format!("@{date}")).env("LC_ALL", "C")).ok().out;
         let mut release = format!(
-            "Origin: test\nLabel: test\nSuite: {SUITE}\nCodename: {SUITE}\nDate: {}\nAcquire-By-Hash: yes\nArchitectures: all amd64\nComponents: main\nSHA256:\n",
+            "Origin: test\nLabel: test\nSuite: {SUITE}\nCodename: {SUITE}\nDate: {}\nAcquire-By-Hash: yes\nArchitectures: all amd64\nComponents: {components}\nSHA256:\n",
             date.trim().replace("+0000", "UTC")
         );
         for (name, (digest, bytes)) in &sums {

@@ -333,19 +333,27 @@ impl Indexes {
     /// Takes what a pdiff Index says, whose digest the Release names and which is called `name` in `lists/partial/`.
     pub(super) fn add_patches(&mut self, name: &str, index: &PdiffIndex) {
         let Some(list) = self.diff_index(name) else { return };
-        let path = self.lists[list].path.clone();
+        let list = self.lists[list].path.clone();
         for patch in &index.patches {
             let Some(download) = &patch.download else { continue };
             if self.patches >= PATCHES_MAX {
                 tracing::warn!("{}: more than {PATCHES_MAX} patches; the rest is left to apt", self.suite.inrelease_name);
                 return;
             }
-            let path = format!("{path}.diff/{}.gz", patch.id);
+            let path = format!("{list}.diff/{}.gz", patch.id);
             let name = self.suite.name(&path);
             if !self.by_name.contains_key(&name) {
                 let (digest, size) = (download.digest, download.size);
                 // Where patches lie by their digest too is not said anywhere.
-                self.patches += usize::from(self.add(Named { path, name, digest, size, what: What::Patch, by_hash: false }).is_some());
+                let Some(at) = self.add(Named { path, name, digest, size, what: What::Patch, by_hash: false }) else { continue };
+                self.patches += 1;
+                if index.merged {
+                    // Here apt calls the packed patch by the name of what it will be when it is unpacked or packed again.
+                    let stem = self.suite.name(&format!("{list}.diff/{}", patch.id));
+                    for form in Form::ALL {
+                        self.by_name.entry(format!("{stem}{}", form.suffix())).or_insert(at);
+                    }
+                }
             }
         }
     }

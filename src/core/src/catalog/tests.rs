@@ -1,4 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
+mod arrivals;
+
 use super::apt_config::{Environment, Options};
 use super::*;
 use std::fs::File;
