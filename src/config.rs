@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
+use poolfs_net::fleet::wire::ZONE_BYTES_MAX;
 use serde::{Deserialize, Deserializer, de};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
@@ -23,6 +24,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("fs", &["lazy_archives", "threads"]),
     ("mirror", &["connect_timeout_s", "first_byte_timeout_s", "stall_timeout_s", "rate_min_bytes_s"]),
     ("net", &["listen", "bootstrap", "seeds", "discovery", "network", "announce", "upload_bytes_s", "upload_slots"]),
+    ("fleet", &["key_file", "seeds", "zone", "zone_local", "gateway"]),
     ("log", &["level"]),
 ];
 
@@ -45,6 +47,8 @@ pub struct Config {
     pub mirror: Mirror,
     /// Peers.
     pub net: Net,
+    /// The machines that share out what the mirror is asked for.
+    pub fleet: Fleet,
     /// What is logged.
     pub log: Log,
 }
@@ -148,6 +152,22 @@ impl Net {
     }
 }
 
+/// The fleet.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fleet {
+    /// A file with the key that its machines share: 32 bytes, or 64 hexadecimal digits. Absent: no fleet.
+    pub key_file: Option<PathBuf>,
+    /// DNS names that list members: `_poolfs._udp` SRV records, else addresses.
+    pub seeds: Vec<String>,
+    /// This machine's site; those of the same one are asked first.
+    pub zone: String,
+    /// One copy from the mirror for each zone, instead of one for all.
+    pub zone_local: bool,
+    /// Whether this machine announces its files outside of the fleet too.
+    pub gateway: bool,
+}
+
 /// Which of the files that may be shared are announced; at most 600, the newest and largest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -202,6 +222,7 @@ impl Default for Config {
             fs: Fs::default(),
             mirror: Mirror::default(),
             net: Net::default(),
+            fleet: Fleet::default(),
             log: Log::default(),
         }
     }
@@ -296,6 +317,9 @@ impl Config {
             if let Some(mount) = self.mounts.iter().find(|mount| path.starts_with(&mount.path)) {
                 bail!("{name} = {} lies below the mount {}: choose a directory outside of it", path.display(), mount.path.display());
             }
+        }
+        if self.fleet.zone.len() > ZONE_BYTES_MAX {
+            bail!("fleet.zone = \"{}\" is longer than {ZONE_BYTES_MAX} bytes: choose a shorter name", self.fleet.zone);
         }
         if self.fs.threads == 0 || self.fs.threads > 64 {
             bail!("fs.threads = {} is not within 1 to 64", self.fs.threads);
@@ -411,6 +435,11 @@ mod tests {
             "[store]\nstate_dir = \"/var/lib/apt/lists/poolfs\"\n",
             "1: store.state_dir = /var/lib/apt/lists/poolfs lies below the mount /var/lib/apt/lists: choose a directory outside of it",
         );
+        let zone = "z".repeat(33);
+        check(
+            &format!("[fleet]\nzone = \"{zone}\"\n"),
+            &format!("1: fleet.zone = \"{zone}\" is longer than 32 bytes: choose a shorter name"),
+        );
         assert!(problem("[net]\nlisten = \"nowhere\"\n").starts_with("2: "));
         assert!(problem("[store\n").starts_with("1: "));
     }
@@ -499,6 +528,12 @@ mod tests {
             announce = "pieces"
             upload_bytes_s = "1 MB"
             upload_slots = 4
+            [fleet]
+            key_file = "/f"
+            seeds = ["fleet.example.org"]
+            zone = "rack 1"
+            zone_local = true
+            gateway = true
             [log]
             level = "debug"
         "#;

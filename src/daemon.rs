@@ -25,6 +25,7 @@ use poolfs_fs::repair::{RepairLimits, Repairer};
 use poolfs_fs::source::Source;
 use poolfs_fs::tree::{Tree, TreeParts};
 use poolfs_fs::{FsError, verify};
+use poolfs_net::fleet::Fleet;
 use poolfs_net::mirror::{Mirror, MirrorLimits};
 use poolfs_net::node::Snapshot;
 use poolfs_net::peer::PeerServer;
@@ -68,6 +69,8 @@ struct Daemon {
     background_problems: Mutex<Vec<String>>,
     /// The network's node; `None` where it could not be started.
     node: Option<NetNode>,
+    /// The fleet, where this machine is of one.
+    fleet: Option<Fleet>,
     /// What gives files to peers; `None` where it could not be started.
     server: Option<PeerServer>,
     swarm: Arc<Swarm>,
@@ -93,7 +96,7 @@ async fn serve_here(config: Config) -> Result<()> {
     let server = Server::bind(&config.control.socket)?;
     let mut net = NetSide::start(&config).await;
     let daemon = start(config, &mut net)?;
-    net.announce(Arc::clone(&daemon.store), &daemon.config.net);
+    net.announce(Arc::clone(&daemon.store), &daemon.config.net, daemon.config.fleet.gateway);
     let mut ended = daemon.mounts.lock().ended();
     for stats in daemon.mounts.lock().stats()? {
         Report::Mounted { path: stats.path, device: stats.device }.send();
@@ -201,6 +204,7 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
         names,
         background_problems: Mutex::new(net.problems().to_vec()),
         node: net.node().cloned(),
+        fleet: net.fleet().cloned(),
         server,
         swarm,
         stop: watch::Sender::new(false),
@@ -359,6 +363,7 @@ impl Daemon {
             objects_bytes: self.objects.bytes(),
             objects_quota_bytes: self.config.store.quota,
             node,
+            fleet_members: self.fleet.as_ref().map(Fleet::members),
             uploaded: self.server.as_ref().map(uploaded).unwrap_or_default(),
             problems: self.names.problems().into_iter().chain(self.background_problems.lock().iter().cloned()).collect(),
         })

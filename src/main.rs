@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod daemon;
 mod dht_cmd;
+mod holdings;
 mod net_side;
 mod peers_cmd;
 mod pid_file;

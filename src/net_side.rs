@@ -7,10 +7,13 @@ use crate::announcer::{Announcer, Arriving};
 use crate::bridge::NodeFinder;
 use crate::config::{self, Config};
 use crate::dht_cmd;
+use crate::holdings::Holdings;
 use anyhow::Result;
 use poolfs_core::store::Store;
 use poolfs_net::dht::Family;
 use poolfs_net::discovery::{DiscoveryConfig, Links};
+use poolfs_net::fleet::auth::FleetKey;
+use poolfs_net::fleet::{Fleet, FleetOptions};
 use poolfs_net::mirror::Mirror;
 use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, NodeOptions, expand_listen};
@@ -37,6 +40,8 @@ pub struct NetNode {
 #[derive(Debug)]
 pub struct NetSide {
     node: Option<NetNode>,
+    /// The fleet, where a key is configured.
+    fleet: Option<Fleet>,
     problems: Vec<String>,
     /// Downloads that are given from while they arrive.
     partials: Arc<Partials>,
@@ -48,7 +53,14 @@ pub struct NetSide {
 impl NetSide {
     /// Starts a node as `[net]` says. Where it cannot, the reason is among [`Self::problems`].
     pub async fn start(config: &Config) -> Self {
-        let mut side = Self { node: None, problems: Vec::new(), partials: Arc::default(), arriving: Arc::default(), tasks: JoinSet::new() };
+        let mut side = Self {
+            node: None,
+            fleet: None,
+            problems: Vec::new(),
+            partials: Arc::default(),
+            arriving: Arc::default(),
+            tasks: JoinSet::new(),
+        };
         let node = match start_node(config).await {
             Ok(node) => node,
             Err(err) => {
@@ -66,6 +78,10 @@ impl NetSide {
             }
             Err(err) => side.problem(format!("`poolfs dht status` does not answer: {err:#}")),
         }
+        match start_fleet(&node, &config.fleet).await {
+            Ok(fleet) => side.fleet = fleet,
+            Err(err) => side.problem(format!("no fleet: {err}; then `poolfs down` and `poolfs up`")),
+        }
         side.node = Some(node);
         side
     }
@@ -75,14 +91,22 @@ impl NetSide {
         self.node.as_ref()
     }
 
+    /// The fleet, if this machine is of one.
+    pub fn fleet(&self) -> Option<&Fleet> {
+        self.fleet.as_ref()
+    }
+
     /// What went wrong at the start, a line each with its remedy.
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
 
-    /// Announces what `store` has to share, from now on.
-    pub fn announce(&mut self, store: Arc<Store>, config: &config::Net) {
-        if let Some(node) = &self.node {
+    /// Tells the fleet what `store` has, and the DHT too where this machine is of no fleet or its gateway, from now on.
+    pub fn announce(&mut self, store: Arc<Store>, config: &config::Net, gateway: bool) {
+        if let Some(fleet) = &self.fleet {
+            self.tasks.spawn(Holdings::new(Arc::clone(&store), fleet.clone()).run());
+        }
+        if let Some(node) = self.node.as_ref().filter(|_| gateway || self.fleet.is_none()) {
             let arriving = Arc::clone(&self.arriving);
             self.tasks.spawn(Announcer::new(store, arriving, node.dht.clone(), config.announce, config.network).run());
         }
@@ -99,7 +123,7 @@ impl NetSide {
             netdb: self.node.as_ref().map(|node| Arc::clone(&node.netdb)),
             spill_dir: config.store.state_dir.clone(),
             public: config.net.network == config::Network::Public,
-            fleet: None,
+            fleet: self.fleet.clone(),
         };
         Ok(Swarm::new(parts)?)
     }
@@ -115,7 +139,7 @@ impl NetSide {
             shelf,
             partials: Arc::clone(&self.partials),
             facts: Arc::new(NoFacts { reachable: config.network == config::Network::Public }),
-            auth: None,
+            auth: self.fleet.as_ref().and_then(Fleet::auth),
             key: dht.keys(),
         };
         match PeerServer::start(parts) {
@@ -153,6 +177,20 @@ async fn start_node(config: &Config) -> Result<NetNode> {
     let options = NodeOptions { discovery, ..NodeOptions::new(expand_listen(net.listen), net.network.into()) };
     let dht = Dht::start(options, Some(Arc::clone(&netdb))).await?;
     Ok(NetNode { dht, netdb })
+}
+
+/// Joins the fleet whose key is configured.
+async fn start_fleet(node: &NetNode, config: &config::Fleet) -> Result<Option<Fleet>> {
+    let Some(key_file) = config.key_file.clone() else { return Ok(None) };
+    let key = tokio::task::spawn_blocking(move || FleetKey::load(&key_file)).await??;
+    let Some(local) = Family::ALL.into_iter().find_map(|family| node.dht.local(family)) else { return Ok(None) };
+    let options = FleetOptions {
+        zone: config.zone.clone(),
+        zone_local: config.zone_local,
+        seeds: config.seeds.clone(),
+        ..FleetOptions::new(Some(key), local.port())
+    };
+    Ok(Some(Fleet::start(&node.dht, options, Some(Arc::clone(&node.netdb))).await))
 }
 
 /// The node's status socket, beside the control socket.

@@ -79,6 +79,9 @@ pub fn status(status: &Status) {
         let (known, poolfs) = families.iter().fold((0, 0), |(known, poolfs), family| (known + family.nodes, poolfs + family.poolfs));
         println!("network: {known} nodes known, {poolfs} of them poolfs; {} files announced", node.announced_keys);
     }
+    if let Some(members) = status.fleet_members {
+        println!("fleet: {members} other members");
+    }
     for problem in &status.problems {
         println!("problem: {problem}");
     }

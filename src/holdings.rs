@@ -1,0 +1,96 @@
+//! Tells the fleet which files are here: all that its members may have, and what came and went since.
+//!
+//! One task. It looks whether the store has changed, asks it for what members may have, and hands over the difference.
+
+use anyhow::Result;
+use poolfs_core::Digest;
+use poolfs_core::store::{Sharing, Store};
+use poolfs_net::fleet::Fleet;
+use poolfs_net::swarm::FileShape;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often the store is asked whether it has changed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What members may have: also what is kept back from strangers.
+const FOR_MEMBERS: [Sharing; 3] = [Sharing::Announced, Sharing::Available, Sharing::Withheld];
+
+/// See the module.
+#[derive(Debug)]
+pub struct Holdings {
+    store: Arc<Store>,
+    fleet: Fleet,
+    /// [`Store::changes`] at the last look.
+    seen: Option<u64>,
+    told: HashMap<Digest, u64>,
+}
+
+impl Holdings {
+    /// Tells `fleet` of what `store` has.
+    pub fn new(store: Arc<Store>, fleet: Fleet) -> Self {
+        Self { store, fleet, seen: None, told: HashMap::new() }
+    }
+
+    /// Goes on for ever.
+    pub async fn run(mut self) {
+        loop {
+            if let Err(err) = self.look().await {
+                // The next change tries again.
+                tracing::warn!("tell the fleet what is here: {err:#}");
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        let changes = self.store.changes();
+        if self.seen.replace(changes) == Some(changes) {
+            return Ok(());
+        }
+        let store = Arc::clone(&self.store);
+        let here = tokio::task::spawn_blocking(move || here(&store)).await??;
+        let gone: Vec<Digest> = self.told.keys().filter(|digest| !here.contains_key(digest)).copied().collect();
+        let new = here.iter().filter(|(digest, _)| !self.told.contains_key(digest));
+        let new: Vec<FileShape> = new.map(|(digest, size)| FileShape::of(*digest, *size)).collect();
+        self.told = here;
+        if !gone.is_empty() {
+            self.fleet.gone(gone).await;
+        }
+        if !new.is_empty() {
+            self.fleet.arrived(new).await;
+        }
+        Ok(())
+    }
+}
+
+fn here(store: &Store) -> Result<HashMap<Digest, u64>> {
+    Ok(store.shared_as(&FOR_MEMBERS)?.into_iter().map(|shared| (shared.digest, shared.size)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use poolfs_core::Role;
+    use poolfs_core::digest::Sums;
+    use poolfs_core::store::{Provenance, Stamp};
+
+    /// A private file that members are told of would be asked for, and its very name tells what this machine runs.
+    #[test]
+    fn members_are_told_of_what_they_may_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let record = |name: &str, sharing: Sharing| {
+            let sums = Sums::of(name.as_bytes());
+            let stamp = Stamp { size: sums.size, mtime_ns: 0, inode: 1 };
+            store.record(Role::Archives, name.as_bytes(), stamp, &sums, sharing, Provenance::Mirror).unwrap();
+            (sums.digest, sums.size)
+        };
+        let want = [Sharing::Announced, Sharing::Available, Sharing::Withheld].map(|sharing| record(&format!("{sharing}"), sharing));
+        record("private", Sharing::LocalOnly);
+        assert_eq!(here(&store).unwrap(), want.into());
+    }
+}
