@@ -101,9 +101,9 @@ pub struct Status {
     /// The DHT's node; `None` where it does not run.
     #[serde(default)]
     pub node: Option<Snapshot>,
-    /// Other members of the fleet; `None` where this machine is of none.
+    /// Live members of the fleet, this machine among them; 0 where it is of none.
     #[serde(default)]
-    pub fleet_members: Option<usize>,
+    pub fleet_members: usize,
     /// What was given to peers since the start.
     #[serde(default)]
     pub uploaded: Uploaded,

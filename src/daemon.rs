@@ -363,7 +363,7 @@ impl Daemon {
             objects_bytes: self.objects.bytes(),
             objects_quota_bytes: self.config.store.quota,
             node,
-            fleet_members: self.fleet.as_ref().map(Fleet::members),
+            fleet_members: self.fleet.as_ref().map_or(0, |fleet| fleet.members() + 1),
             uploaded: self.server.as_ref().map(uploaded).unwrap_or_default(),
             problems: self.names.problems().into_iter().chain(self.background_problems.lock().iter().cloned()).collect(),
         })

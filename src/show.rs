@@ -79,8 +79,8 @@ pub fn status(status: &Status) {
         let (known, poolfs) = families.iter().fold((0, 0), |(known, poolfs), family| (known + family.nodes, poolfs + family.poolfs));
         println!("network: {known} nodes known, {poolfs} of them poolfs; {} files announced", node.announced_keys);
     }
-    if let Some(members) = status.fleet_members {
-        println!("fleet: {members} other members");
+    if status.fleet_members > 0 {
+        println!("fleet: {} members with this machine", status.fleet_members);
     }
     for problem in &status.problems {
         println!("problem: {problem}");
