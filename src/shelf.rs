@@ -6,7 +6,7 @@
 
 use parking_lot::Mutex;
 use poolfs_core::piece::{self, BLOCK_BYTES};
-use poolfs_core::store::{Objects, Sharing, Stamp, State, Store, StoreError};
+use poolfs_core::store::{Objects, SharedTo, Stamp, State, Store, StoreError};
 use poolfs_core::{BlockSum, Digest, Role, Sums};
 use poolfs_net::peer::{Audience, Shelf, Shelved};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -42,10 +42,13 @@ impl StoreShelf {
     }
 
     fn look(&self, digest: &Digest, to: Audience) -> Result<Option<Shelved>, StoreError> {
-        let visible = visible(to);
+        let to = match to {
+            Audience::Stranger => SharedTo::Strangers,
+            Audience::Fleet => SharedTo::Fleet,
+        };
         // Both are asked, whatever the first says: a file that is kept back takes as long as one that is not here.
-        let places = self.store.shared_places(digest, visible)?;
-        let object = self.objects.sharing(digest)?.filter(|sharing| visible.contains(sharing));
+        let places = self.store.shared_places(digest, to)?;
+        let is_object = self.objects.is_shared(digest, to)?;
         for (role, path, stamp) in places {
             if let Some(file) = self.open(role, &path, stamp)
                 && let Some(sums) = self.sums(digest)?
@@ -53,7 +56,7 @@ impl StoreShelf {
                 return Ok(Some(Shelved { file: file.into(), sums }));
             }
         }
-        if object.is_none() {
+        if !is_object {
             return Ok(None);
         }
         let object = self.objects.open_object(digest)?;
@@ -102,7 +105,7 @@ impl StoreShelf {
     /// Marks what is damaged: whatever holds the block and has other bytes there.
     fn mark(&self, digest: &Digest, block: u64) -> Result<(), StoreError> {
         let Some(sums) = self.store.sums(digest)? else { return Ok(()) };
-        for (role, path, stamp) in self.store.shared_places(digest, visible(Audience::Fleet))? {
+        for (role, path, stamp) in self.store.shared_places(digest, SharedTo::Fleet)? {
             // A file that changed meanwhile is hashed when it is opened next; this is for bytes that changed in silence.
             if self.open(role, &path, stamp).is_some_and(|file| !holds(&file, &sums, block)) {
                 tracing::warn!(%role, path = %String::from_utf8_lossy(&path), block, "damaged on disk, found when a peer asked for it");
@@ -117,14 +120,6 @@ impl StoreShelf {
             self.objects.discard(digest)?;
         }
         Ok(())
-    }
-}
-
-/// What `to` may have. Never what is local-only.
-fn visible(to: Audience) -> [Sharing; 3] {
-    match to {
-        Audience::Stranger => [Sharing::Announced, Sharing::Available, Sharing::Available],
-        Audience::Fleet => [Sharing::Announced, Sharing::Available, Sharing::Withheld],
     }
 }
 
@@ -156,7 +151,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
-    use poolfs_core::store::{Kind, Provenance};
+    use poolfs_core::store::{Kind, Provenance, Sharing};
     use std::os::fd::AsFd as _;
     use std::path::Path;
 

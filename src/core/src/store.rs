@@ -55,7 +55,7 @@ pub use evict::Evicted;
 pub use incoming::{Incoming, Partial, Progress, SIZE_BYTES_MAX};
 pub use objects::{Kind, Lease, Objects, OpenObject, Taken};
 pub use place::{Replace, TEMP_PREFIX, copy, place, sweep};
-pub use shared::Shared;
+pub use shared::{Shared, SharedTo};
 
 use crate::db::{Db, DbError};
 use crate::digest::Digest;

@@ -1,6 +1,6 @@
 //! What this machine has to offer to others, for who announces it.
 
-use super::{Sharing, Stamp, State, Store, StoreError};
+use super::{Objects, Sharing, Stamp, State, Store, StoreError};
 use crate::digest::Digest;
 use crate::role::Role;
 use rusqlite::params;
@@ -14,6 +14,15 @@ pub struct Shared {
     pub size: u64,
     /// When it came here, or was last used as an object, seconds since 1970; of several copies the latest.
     pub since: i64,
+}
+
+/// Who is to get something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SharedTo {
+    /// Anybody: what is announced or available.
+    Strangers,
+    /// This machine's fleet: also what is withheld.
+    Fleet,
 }
 
 impl Store {
@@ -45,26 +54,45 @@ impl Store {
         Ok(found)
     }
 
-    /// Where clean files with this digest lie that are shared as one of `sharing` (at most three), each with the stamp that
-    /// it must still have to be what was recorded.
-    ///
-    /// One statement decides all of it, so that the time it takes hardly tells a file that is kept back from one that is not here.
-    pub fn shared_places(&self, digest: &Digest, sharing: [Sharing; 3]) -> Result<Vec<(Role, Vec<u8>, Stamp)>, StoreError> {
-        let rows: Vec<(String, Vec<u8>, Stamp)> = self.read(|db| {
-            db.prepare_cached(
+    /// Where clean files with this digest lie that `to` may have, each with the stamp that it must still have to be what was
+    /// recorded.
+    pub fn shared_places(&self, digest: &Digest, to: SharedTo) -> Result<Vec<(Role, Vec<u8>, Stamp)>, StoreError> {
+        let sql = match to {
+            // By an index that what is kept back is not in: the time tells nothing of it. Without the index there is an error.
+            SharedTo::Strangers => {
+                "SELECT role, path, size, mtime_ns, inode FROM files INDEXED BY files_for_strangers
+                 WHERE digest = ? AND state = 'clean' AND sharing IN ('announced', 'available') ORDER BY role, path"
+            }
+            SharedTo::Fleet => {
                 "SELECT role, path, size, mtime_ns, inode FROM files
-                 WHERE digest = ? AND state = ? AND sharing IN (?, ?, ?) ORDER BY role, path",
-            )?
-            .query_map(params![digest, State::Clean, sharing[0], sharing[1], sharing[2]], |row| {
-                let stamp = Stamp {
-                    size: row.get::<_, i64>(2)?.cast_unsigned(),
-                    mtime_ns: row.get(3)?,
-                    inode: row.get::<_, i64>(4)?.cast_unsigned(),
-                };
-                Ok((row.get(0)?, row.get(1)?, stamp))
-            })?
-            .collect()
+                 WHERE digest = ? AND state = 'clean' AND sharing IN ('announced', 'available', 'withheld') ORDER BY role, path"
+            }
+        };
+        let rows: Vec<(String, Vec<u8>, Stamp)> = self.read(|db| {
+            db.prepare_cached(sql)?
+                .query_map([digest], |row| {
+                    let stamp = Stamp {
+                        size: row.get::<_, i64>(2)?.cast_unsigned(),
+                        mtime_ns: row.get(3)?,
+                        inode: row.get::<_, i64>(4)?.cast_unsigned(),
+                    };
+                    Ok((row.get(0)?, row.get(1)?, stamp))
+                })?
+                .collect()
         })?;
         Ok(rows.into_iter().filter_map(|(role, path, stamp)| Some((Role::from_word(&role)?, path, stamp))).collect())
+    }
+}
+
+impl Objects {
+    /// Whether there is such an object that `to` may have; as [`Store::shared_places`].
+    pub fn is_shared(&self, digest: &Digest, to: SharedTo) -> Result<bool, StoreError> {
+        let sql = match to {
+            SharedTo::Strangers => {
+                "SELECT 1 FROM objects INDEXED BY objects_for_strangers WHERE digest = ? AND sharing IN ('announced', 'available')"
+            }
+            SharedTo::Fleet => "SELECT 1 FROM objects WHERE digest = ? AND sharing IN ('announced', 'available', 'withheld')",
+        };
+        self.store.read(|db| db.prepare_cached(sql)?.exists([digest]))
     }
 }
