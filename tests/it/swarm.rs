@@ -35,3 +35,24 @@ fn large_packages_come_from_other_machines() {
     }
     report("swarm", &format!("the third machine got {} bytes from the others: {given:?}", crowd.plan_bytes()));
 }
+
+/// In a fleet the second and the third machine get every byte from machines that have it: the mirror gives one copy in all, of
+/// small packages too.
+#[test]
+fn a_fleet_costs_the_mirror_one_copy() {
+    let packages =
+        vec![Package::new("small", "1.0", 3_000), Package::new("large", "1.0", 3_000_000), Package::new("larger", "1.0", 5_000_000)];
+    let crowd = Crowd::new(3, packages, &Terms { fleet: true, ..Terms::default() });
+    crowd.up(true);
+    crowd.download(0);
+    assert_eq!(crowd.given_to(0).iter().sum::<u64>(), 0, "nobody else had anything");
+    for machine in [1, 2] {
+        let finished = crowd.download(machine);
+        assert_eq!(finished.deb_gets().len(), 0, "apt asked the mirror itself: {finished}");
+        assert_eq!(crowd.mirror_bytes(machine), 0, "machine {machine} asked the mirror for what others have");
+        assert!(crowd.given_to(machine).iter().sum::<u64>() >= crowd.plan_bytes());
+    }
+    let given = crowd.given_to(2);
+    assert!(given[0] > 0 && given[1] > 0, "the third got from both: {given:?}");
+    report("swarm", &format!("a fleet of three: the third machine got {given:?} bytes from the others, 0 from the mirror"));
+}
