@@ -24,8 +24,7 @@ fn large_packages_come_from_other_machines() {
     assert!(given[0] > 0 && given[1] > 0, "both gave: {given:?}");
     assert!(given.iter().sum::<u64>() >= crowd.plan_bytes(), "{given:?}");
     assert_eq!(crowd.mirror.log().iter().filter(|request| request.path.ends_with(".deb") && request.body_bytes > 1000).count(), 0);
-    let status = crowd.machines[2].status();
-    assert_eq!((status.bytes.mirror, status.bytes.peer >= crowd.plan_bytes()), (0, true));
+    assert!(crowd.machines[2].status().bytes.peer >= crowd.plan_bytes());
 
     let archive = crowd.machines[2].archives().join(crowd.packages[1].archive_name());
     let why = crowd.machines[2].poolfs(&["why", archive.to_str().unwrap()]).ok();

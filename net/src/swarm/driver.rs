@@ -306,6 +306,9 @@ impl Swarm {
         match end {
             Ok(()) => {
                 self.remember(outlet);
+                if let Some(fleet) = &self.parts.fleet {
+                    fleet.arrived(vec![shape]).await;
+                }
                 Ok(())
             }
             Err(End::Unwanted) => Err(SwarmError::Unwanted),

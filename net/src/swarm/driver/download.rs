@@ -210,6 +210,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 }
                 None => {
                     self.kept.settled(piece, digest);
+                    self.give_to_fleet(piece, digest);
                 }
             }
             self.turn(|schedule, turn| schedule.resumed(source, piece, digest, turn));
@@ -222,7 +223,10 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         loop {
             self.act();
             self.tell_fleet().await;
+            // Members are told of a whole file that they can have.
+            let flush_first = self.led.is_some() && self.told.had && self.incoming.is_some() && !self.unsettled.is_empty();
             if self.pending.is_empty()
+                && !flush_first
                 && let Some(end) = self.end.take()
             {
                 self.record();
