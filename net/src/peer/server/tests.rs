@@ -35,6 +35,8 @@ struct TestShelf {
     dir: tempfile::TempDir,
     files: Mutex<HashMap<Digest, (Arc<Sums>, For)>>,
     damaged: Mutex<Vec<(Digest, u64)>>,
+    /// Whoever holds it for writing is a disk that hangs.
+    disk: parking_lot::RwLock<()>,
 }
 
 impl TestShelf {
@@ -52,6 +54,7 @@ impl TestShelf {
 
 impl Shelf for TestShelf {
     fn find(&self, digest: &Digest, to: Audience) -> Option<Shelved> {
+        let _disk = self.disk.read();
         let (sums, whose) = self.files.lock().get(digest)?.clone();
         let may = whose == For::All || (whose == For::Fleet && to == Audience::Fleet);
         may.then(|| Shelved { file: File::open(self.path(digest)).unwrap().into(), sums })
@@ -107,7 +110,7 @@ fn rig() -> Rig {
 
 fn rig_with(setup: Setup) -> Rig {
     let dir = tempfile::tempdir().unwrap();
-    let shelf = Arc::new(TestShelf { dir, files: Mutex::default(), damaged: Mutex::default() });
+    let shelf = Arc::new(TestShelf { dir, files: Mutex::default(), damaged: Mutex::default(), disk: parking_lot::RwLock::default() });
     let partials = Arc::new(Partials::default());
     let parts = ServerParts {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
@@ -526,6 +529,35 @@ async fn slots_come_back() {
     }
     assert_eq!(rig.ask(&path, "").await.1, file);
     assert_eq!(rig.server.counters().refused, 1);
+}
+
+/// A disk that hangs costs slots and not one thread after the other, and who asks is told to come back.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs() {
+    let rig = rig_with(Setup { limits: ServerLimits { slots_near: 1, ..ServerLimits::default() }, ..Setup::default() });
+    let digest = rig.shelf.add(b"shown", For::All);
+    let path = format!("GET /v1/file/{digest}");
+    let shelf = Arc::clone(&rig.shelf);
+    let (hangs, hanging) = std::sync::mpsc::channel();
+    let (heals, healing) = std::sync::mpsc::channel::<()>();
+    let disk = std::thread::spawn(move || {
+        let _disk = shelf.disk.write();
+        hangs.send(()).unwrap();
+        healing.recv().unwrap();
+    });
+    hanging.recv().unwrap();
+    let clock = async {
+        while rig.server.counters().refused == 0 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    };
+    let start = Instant::now();
+    let ((first, _), ()) = tokio::join!(rig.ask(&path, ""), clock);
+    assert!(first.starts_with("HTTP/1.1 503 ") && start.elapsed().as_secs() >= 10, "{first}");
+    assert!(rig.ask(&path, "").await.0.starts_with("HTTP/1.1 503 "), "the slot is still taken");
+    heals.send(()).unwrap();
+    disk.join().unwrap();
+    while !rig.ask(&path, "").await.0.starts_with("HTTP/1.1 200 ") {}
 }
 
 /// A port that somebody else has is told with what to do, and the two families share one port that is free.
