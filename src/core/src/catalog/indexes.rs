@@ -15,7 +15,7 @@ use super::release::Release;
 use super::sources::{self, Source, SourceKind};
 use super::{Entry, MirrorUrl};
 use crate::Digest;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Index files of one suite that are kept track of. Debian's suites have some 300 that a machine may ask for.
@@ -255,19 +255,18 @@ impl Indexes {
             by_list: HashMap::new(),
             patches: 0,
         };
-        let mut wanted: HashMap<&str, Option<usize>> = HashMap::new();
+        let mut seen = HashSet::new();
         for file in &release.indexes {
+            let plain = plain_path(&file.path);
+            if !seen.insert(plain) {
+                continue;
+            }
             if indexes.files.len() >= INDEXES_MAX {
                 tracing::warn!("{} names more than {INDEXES_MAX} indexes; the rest is left to apt", suite.inrelease_name);
                 break;
             }
-            let plain = plain_path(&file.path);
-            let target = *wanted.entry(plain).or_insert_with(|| suite.targets.iter().position(|target| target.fits(plain)));
-            if let Some(target) = target
-                && !indexes.lists.last().is_some_and(|list| list.path == plain)
-                && !indexes.by_list.contains_key(&suite.name(plain))
-            {
-                indexes.add_list(plain, &suite.targets[target], release);
+            if let Some(target) = suite.targets.iter().find(|target| target.fits(plain)) {
+                indexes.add_list(plain, target, release);
             }
         }
         indexes

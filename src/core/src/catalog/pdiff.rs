@@ -115,11 +115,11 @@ impl PdiffIndex {
         let [stanza] = stanzas.as_slice() else { return Err(PdiffError::Stanza) };
         let lines = |wanted: &str| stanza.iter().find(|field| field.name().eq_ignore_ascii_case(wanted)).map(|field| field.lines());
         let table = |field: &'static str| -> Result<Option<Vec<(Sized, String)>>, PdiffError> {
-            lines(field).map(|lines| rows(field, &lines)).transpose()
+            lines(field).map(|lines| rows(field, lines)).transpose()
         };
         const CURRENT: &str = "SHA256-Current";
         let current = lines(CURRENT).ok_or(PdiffError::Missing(CURRENT))?;
-        let current = match &current[..] {
+        let current = match current {
             [line] => sized(line).filter(|(_, rest)| rest.is_empty()).map(|(file, _)| file),
             _ => None,
         };
