@@ -71,6 +71,10 @@ impl Names for AptNames {
         self.catalog.index(name)
     }
 
+    fn arriving_by_digest(&self, digest: &Digest) -> Option<Entry> {
+        self.catalog.arriving_by_digest(digest)
+    }
+
     fn index_missed(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Option<Entry> {
         self.catalog.index_missed(lists, name)
     }

@@ -305,15 +305,18 @@ fn tidy(daemon: &Daemon) {
     }
     for (digest, _) in daemon.objects.unrecorded() {
         // What the catalog does not name is of no use to anybody else.
-        let sharing = match daemon.catalog.by_digest(&digest) {
-            Ok(Some(entry)) if !entry.private => Sharing::Available,
-            Ok(_) => Sharing::LocalOnly,
+        let (kind, sharing) = match daemon.catalog.by_digest(&digest) {
+            Ok(Some(entry)) => {
+                let kind = if entry.package.is_empty() { Kind::Index } else { Kind::Package };
+                (kind, if entry.private { Sharing::LocalOnly } else { Sharing::Available })
+            }
+            Ok(None) => (Kind::Package, Sharing::LocalOnly),
             Err(err) => {
                 tracing::warn!(%digest, "an object without a record: {err}");
                 continue;
             }
         };
-        match daemon.objects.adopt(&digest, Kind::Package, sharing) {
+        match daemon.objects.adopt(&digest, kind, sharing) {
             Ok(adopted) => tracing::info!(%digest, adopted, "an object without a record"),
             Err(err) => tracing::warn!(%digest, "an object without a record: {err}"),
         }

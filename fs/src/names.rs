@@ -28,6 +28,12 @@ pub trait Names: Send + Sync + 'static {
         None
     }
 
+    /// What the file in `lists/partial/` with this digest is, if a Release that is still there names it.
+    fn arriving_by_digest(&self, digest: &Digest) -> Option<Entry> {
+        let _ = digest;
+        None
+    }
+
     /// Somebody with apt's lock found nothing under this name in `lists/`: what he will ask for.
     fn index_missed(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Option<Entry> {
         let _ = (lists, name);
@@ -117,6 +123,10 @@ impl Names for Catalog {
 
     fn index(&self, name: &[u8]) -> Option<Entry> {
         Self::index(self, name)
+    }
+
+    fn arriving_by_digest(&self, digest: &Digest) -> Option<Entry> {
+        Self::arriving_by_digest(self, digest)
     }
 
     fn index_missed(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Option<Entry> {

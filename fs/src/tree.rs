@@ -186,7 +186,7 @@ pub struct Tree {
     /// Held for reading while a path is computed and used in the database, for writing while a name changes.
     pub(crate) names_lock: RwLock<()>,
     pub(crate) counters: Counters,
-    /// What the holder of apt's lock has done so far. A leaf among the locks.
+    /// What the holder of apt's lock has done so far. A leaf among the locks, but for the catalog's own.
     pub(crate) run: Mutex<Run>,
     /// What apt updates, in the lists. A leaf among the locks.
     pub(crate) updates: Mutex<Updates>,

@@ -229,7 +229,7 @@ impl Tree {
     fn accept(&self, node: &Node, sums: Sums, stamp: Stamp, version: u64) -> Result<Option<Box<Entry>>, FsError> {
         let _names = self.names_lock.read();
         let links = self.live_links(node);
-        let by_digest = self.listed(&sums.digest);
+        let by_digest = self.listed(&sums.digest, &links);
         let named = self.named(&links);
         let mut state = node.content.state.lock();
         if state.version != version {
@@ -340,9 +340,15 @@ impl Tree {
         direct.find_map(|link| self.in_catalog(self.parts.names.archive(&link.path)))
     }
 
-    /// What the catalog says of a digest.
-    fn listed(&self, digest: &poolfs_core::Digest) -> Option<Entry> {
-        self.in_catalog(self.parts.names.by_digest(digest))
+    /// What the catalog says of a digest, for a file with these names.
+    fn listed(&self, digest: &poolfs_core::Digest, links: &[Link]) -> Option<Entry> {
+        let arriving = || {
+            self.parts
+                .names
+                .arriving_by_digest(digest)
+                .filter(|_| !links.is_empty() && links.iter().all(|link| self.is_arriving(&link.path)))
+        };
+        self.in_catalog(self.parts.names.by_digest(digest)).or_else(arriving)
     }
 
     /// A catalog that fails offers and shares nothing; the files that are here can be read all the same.
@@ -473,7 +479,7 @@ impl Tree {
         };
         let _names = self.names_lock.read();
         let links = self.live_links(node);
-        let by_digest = self.listed(&sums.digest);
+        let by_digest = self.listed(&sums.digest, &links);
         let mut state = node.content.state.lock();
         if state.version == version {
             let claim = self.record_new(&links, sums, stamp, by_digest.as_ref());

@@ -217,7 +217,7 @@ impl Tree {
             Sharing::Announced | Sharing::Available | Sharing::Withheld => true,
             Sharing::LocalOnly => false,
         };
-        if !shared || known.damaged || known.stamp != Stamp::of(stat) || !self.worth_keeping(&known.digest)? {
+        if !shared || known.damaged || known.stamp != Stamp::of(stat) || !self.worth_keeping(path, &known.digest)? {
             return Ok(false);
         }
         let Some(sums) = self.parts.store.sums(&known.digest)? else { return Ok(false) };
@@ -246,8 +246,10 @@ impl Tree {
         }
     }
 
-    fn worth_keeping(&self, digest: &Digest) -> Result<bool, FsError> {
-        Ok(self.parts.names.by_digest(digest)?.is_some_and(|entry| !entry.private))
+    fn worth_keeping(&self, path: &[u8], digest: &Digest) -> Result<bool, FsError> {
+        // apt deletes patches before it commits the Release that they belong to.
+        let arriving = || self.parts.names.arriving_by_digest(digest).filter(|_| self.is_arriving(path));
+        Ok(self.parts.names.by_digest(digest)?.or_else(arriving).is_some_and(|entry| !entry.private))
     }
 
     /// Moves a name. `flags`: `RENAME_*` of `renameat2(2)`.

@@ -41,6 +41,11 @@ impl Tree {
         self.updates.lock().shown(Instant::now())
     }
 
+    /// Whether a path is one of files that apt is fetching for its lists.
+    pub(super) fn is_arriving(&self, path: &[u8]) -> bool {
+        self.role == Role::Lists && in_partial(path).is_some()
+    }
+
     fn lists(&self) -> Option<BorrowedFd<'_>> {
         if self.role != Role::Lists {
             return None;
@@ -93,7 +98,8 @@ impl Tree {
             let committed = to == Some(name);
             self.parts.names.left(name, committed);
             if !committed {
-                let wanted = |digest: &_| self.parts.names.by_digest(digest).is_ok_and(|entry| entry.is_some());
+                let known = |digest: &_| self.parts.names.by_digest(digest).is_ok_and(|entry| entry.is_some());
+                let wanted = |digest: &_| known(digest) || self.parts.names.arriving_by_digest(digest).is_some();
                 drop(self.updates.lock().unwanted(wanted));
             }
         }

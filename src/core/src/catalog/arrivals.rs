@@ -2,7 +2,8 @@
 //!
 //! A Release in `lists/partial/` counts from the moment when it is complete until apt commits it, or takes it away because
 //! its signature is bad: only in memory, and only for what apt itself checks again. While it is there, it decides what the
-//! names of its suite stand for; bytes are recognised by what any Release names.
+//! names of its suite stand for. A file elsewhere is never judged by it: whoever forges a Release could otherwise have any
+//! file shared whose digest he knows.
 
 use super::indexes::{Indexes, Suite, suites};
 use super::pdiff::{PdiffError, PdiffIndex};
@@ -103,10 +104,6 @@ impl Table {
             pending.or_else(|| self.committed.get(&suite.inrelease_name).map(|committed| &committed.indexes))
         })
     }
-
-    fn all(&self) -> impl Iterator<Item = &Indexes> {
-        self.pending.values().map(|pending| &pending.indexes).chain(self.committed.values().map(|committed| &committed.indexes))
-    }
 }
 
 impl Arrivals {
@@ -163,17 +160,17 @@ impl Catalog {
         self.arrivals.table.read().current().find_map(|indexes| indexes.entry(name))
     }
 
-    /// The index or patch with this digest, in whatever packed form, with the places of all Releases that name it.
+    /// The index or patch with this digest, in whatever packed form, with the places of all committed Releases that name it.
     pub fn index_by_digest(&self, digest: &Digest) -> Option<Entry> {
         let table = self.arrivals.table.read();
-        let mut entries = table.all().filter_map(|indexes| indexes.of_digest(digest));
-        let mut first = entries.next()?;
-        for other in entries {
-            first.private |= other.private;
-            let new = other.urls.into_iter().filter(|url| !first.urls.contains(url)).collect::<Vec<_>>();
-            first.urls.extend(new);
-        }
-        Some(first)
+        one(table.committed.values().filter_map(|committed| committed.indexes.of_digest(digest)))
+    }
+
+    /// The same of Releases that apt has not committed: only for what has come from their mirrors too, since nobody has
+    /// checked who wrote them.
+    pub fn arriving_by_digest(&self, digest: &Digest) -> Option<Entry> {
+        let table = self.arrivals.table.read();
+        one(table.pending.values().filter_map(|pending| pending.indexes.of_digest(digest)))
     }
 
     /// A Release is complete in `lists/partial/`, or has got its name there. Returns what apt will ask for first, as far as
@@ -196,7 +193,7 @@ impl Catalog {
         }
         let mut table = self.arrivals.table.write();
         let before = table.committed.get(&suite.inrelease_name).map(|committed| &committed.indexes);
-        let expected = pending.indexes.expected(before, &|name: &str| has_list(lists, name));
+        let expected = pending.indexes.expected(before, |name| has_list(lists, name));
         table.pending.insert(suite.inrelease_name.clone(), pending);
         Ok(expected)
     }
@@ -249,8 +246,19 @@ impl Catalog {
     /// Somebody with apt's lock found nothing under `name` in `lists/`. Returns what he will ask for if no form of that list
     /// is there.
     pub fn index_missed(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Option<Entry> {
-        self.arrivals.table.read().current().find_map(|indexes| indexes.missing(name, &|name: &str| has_list(lists, name)))
+        self.arrivals.table.read().current().find_map(|indexes| indexes.missing(name, |name| has_list(lists, name)))
     }
+}
+
+/// One entry with the places of all.
+fn one(mut entries: impl Iterator<Item = Entry>) -> Option<Entry> {
+    let mut first = entries.next()?;
+    for other in entries {
+        first.private |= other.private;
+        let new = other.urls.into_iter().filter(|url| !first.urls.contains(url)).collect::<Vec<_>>();
+        first.urls.extend(new);
+    }
+    Some(first)
 }
 
 /// Whether an index is in `lists/` in any form.

@@ -231,18 +231,6 @@ pub(super) struct Indexes {
     patches: usize,
 }
 
-/// What lies in `lists/` under the names of one index.
-pub(super) trait Shelf {
-    /// Whether one of its forms is there.
-    fn has(&self, list_name: &str) -> bool;
-}
-
-impl<F: Fn(&str) -> bool> Shelf for F {
-    fn has(&self, list_name: &str) -> bool {
-        self(list_name)
-    }
-}
-
 impl Indexes {
     pub(super) fn new(suite: &Arc<Suite>, release: &Release) -> Self {
         let mut indexes = Self {
@@ -427,8 +415,8 @@ impl Indexes {
     }
 
     /// What apt will ask for first of the lists that are in `lists/` in another version than this Release's. `before` is the
-    /// Release that they belong to.
-    pub(super) fn expected(&self, before: Option<&Self>, shelf: &impl Shelf) -> Vec<Entry> {
+    /// Release that they belong to, `is_here` says whether a list is there in any form.
+    pub(super) fn expected(&self, before: Option<&Self>, is_here: impl Fn(&str) -> bool) -> Vec<Entry> {
         let mut expected = Vec::new();
         for list in &self.lists {
             let old = before.and_then(|before| before.by_list.get(&list.name).map(|at| (before, &before.lists[*at])));
@@ -436,7 +424,7 @@ impl Indexes {
                 (Some(new), Some(old)) => new == old,
                 _ => list.first.map(|at| self.files[at].digest) == old.first.map(|at| before.files[at].digest),
             });
-            if !same && shelf.has(&list.name) {
+            if !same && is_here(&list.name) {
                 expected.extend(list.diff_index.filter(|_| list.pdiffs).or(list.first).map(|at| self.made(at)));
             }
         }
@@ -444,10 +432,10 @@ impl Indexes {
     }
 
     /// What apt will ask for if it finds nothing under `name` in `lists/`, the name of an index in any form.
-    pub(super) fn missing(&self, name: &[u8], shelf: &impl Shelf) -> Option<Entry> {
+    pub(super) fn missing(&self, name: &[u8], is_here: impl Fn(&str) -> bool) -> Option<Entry> {
         let name = std::str::from_utf8(name).ok()?;
         let list = &self.lists[*self.by_list.get(plain_path(name))?];
-        list.first.filter(|_| !shelf.has(&list.name)).map(|at| self.made(at))
+        list.first.filter(|_| !is_here(&list.name)).map(|at| self.made(at))
     }
 }
 

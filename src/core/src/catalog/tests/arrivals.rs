@@ -163,10 +163,11 @@ fn a_release_counts_from_its_arrival_to_its_end() {
     assert_eq!(machine.arrive(INRELEASE, &naming(3, 'b', &[path])), Ok(vec![]), "none of its lists is there");
     assert_eq!(machine.offers(&name), Some(of('b', path)));
     let known = |letter| machine.catalog.by_digest(&of(letter, path)).unwrap().is_some();
-    assert!(known('a') && known('b'));
+    let arriving = |letter| machine.catalog.arriving_by_digest(&of(letter, path)).is_some();
+    assert!(known('a') && !known('b') && arriving('b') && !arriving('a'));
     machine.catalog.release_left(INRELEASE, false);
     assert_eq!(machine.offers(&name), Some(of('a', path)));
-    assert!(!known('b'));
+    assert!(!arriving('b'));
     // Committed: what was there before is forgotten at once, and the file is read again when it is found.
     machine.arrive(INRELEASE, &naming(3, 'b', &[path])).unwrap();
     machine.catalog.release_left(INRELEASE, true);
@@ -188,7 +189,7 @@ fn a_release_counts_from_its_arrival_to_its_end() {
     let half = machine.arrive(INRELEASE, "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nOrigin: x\n");
     assert_eq!(half.unwrap_err(), format!("lists/partial/{INRELEASE} is not one clear-signed message"));
     assert_eq!(machine.arrive("other_dists_s_InRelease", &naming(5, 'e', &[path])), Ok(vec![]));
-    assert!(!known('e'));
+    assert!(!arriving('e'));
 }
 
 /// A source that was added while an update has begun: its indexes are known as soon as the configuration is.
@@ -261,13 +262,15 @@ fn patches_come_with_their_index() {
     assert_eq!(patch("T-2"), None);
     assert_eq!(machine.arrive(&index_name, &index), Ok(vec![format!("{NAME}.diff_T-2.gz")]), "T-1 leads to what is here");
     assert_eq!((patch("T-1"), patch("T-2"), patch("T-3")), (Some(digest('d')), Some(digest('e')), None));
-    let entry = machine.catalog.by_digest(&digest('e')).unwrap().unwrap();
+    assert_eq!(machine.catalog.by_digest(&digest('e')).unwrap(), None);
+    let entry = machine.catalog.arriving_by_digest(&digest('e')).unwrap();
     assert_eq!((entry.size, entry.urls[0].url.as_str()), (11, "http://h/debian/dists/s/c/binary-amd64/Packages.diff/T-2.gz"));
     // The configuration is read again, and the Release is committed: they stay, after a restart too.
     configure(&machine, ONE_SOURCE, "");
     assert_eq!(patch("T-2"), Some(digest('e')));
     machine.catalog.release_left(INRELEASE, true);
     assert_eq!(patch("T-2"), Some(digest('e')));
+    assert_eq!(machine.catalog.by_digest(&digest('e')).unwrap(), Some(entry));
     machine.write(INRELEASE, naming_index);
     machine.write(&index_name, index);
     let machine = machine.restart();
