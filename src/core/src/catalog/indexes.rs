@@ -212,6 +212,8 @@ struct List {
     name: String,
     /// What the Release says of the plain form.
     plain: Option<Digest>,
+    /// Whether the plain form has no bytes: then apt fetches none.
+    is_empty: bool,
     /// Into [`Indexes::files`].
     first: Option<usize>,
     diff_index: Option<usize>,
@@ -271,6 +273,7 @@ impl Indexes {
             path: path.to_owned(),
             name: self.suite.name(path),
             plain: plain.map(|file| file.digest),
+            is_empty: plain.is_some_and(|file| file.size == 0),
             first: None,
             diff_index: None,
             pdiffs: target.pdiffs,
@@ -424,7 +427,7 @@ impl Indexes {
                 (Some(new), Some(old)) => new == old,
                 _ => list.first.map(|at| self.files[at].digest) == old.first.map(|at| before.files[at].digest),
             });
-            if !same && is_here(&list.name) {
+            if !same && !list.is_empty && is_here(&list.name) {
                 expected.extend(list.diff_index.filter(|_| list.pdiffs).or(list.first).map(|at| self.made(at)));
             }
         }
@@ -435,7 +438,7 @@ impl Indexes {
     pub(super) fn missing(&self, name: &[u8], is_here: impl Fn(&str) -> bool) -> Option<Entry> {
         let name = std::str::from_utf8(name).ok()?;
         let list = &self.lists[*self.by_list.get(plain_path(name))?];
-        list.first.filter(|_| !is_here(&list.name)).map(|at| self.made(at))
+        list.first.filter(|_| !list.is_empty && !is_here(&list.name)).map(|at| self.made(at))
     }
 }
 

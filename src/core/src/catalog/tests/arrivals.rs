@@ -229,6 +229,9 @@ fn what_apt_asks_for_next() {
     assert_eq!(missed(&format!("{translation}.zst")), Some(format!("{translation}.xz")));
     assert_eq!(missed(NAME), None, "it is there, packed");
     assert_eq!(missed("h_debian_dists_s_c_i18n_Translation-de"), None);
+    let empty = naming(4, 'b', &["c/binary-all/Packages.xz"]) + &format!(" {} 0 c/binary-all/Packages\n", Digest::of(b""));
+    machine.arrive(INRELEASE, &empty).unwrap();
+    assert_eq!(missed("h_debian_dists_s_c_binary-all_Packages"), None, "apt makes it itself");
 }
 
 /// Patches are offered only once the very Index that the Release names is here.
