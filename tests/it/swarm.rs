@@ -55,3 +55,43 @@ fn a_fleet_costs_the_mirror_one_copy() {
     assert!(given[0] > 0 && given[1] > 0, "the third got from both: {given:?}");
     report("swarm", &format!("a fleet of three: the third machine got {given:?} bytes from the others, 0 from the mirror"));
 }
+
+/// Twelve small packages and a large one by four machines at the same time: hardly more than one copy from the mirror, and every
+/// byte right on each of them.
+#[test]
+fn four_machines_one_copy() {
+    let small = (0..12).map(|nth| Package::new(&format!("small{nth}"), "1.0", 20_000 + nth * 9_000));
+    let packages = small.chain([Package::new("large", "1.0", 6_000_000)]).collect();
+    let crowd = Crowd::new(4, packages, &Terms { fleet: true, ..Terms::default() });
+    crowd.up(true);
+    let running: Vec<_> = (0..4).map(|machine| crowd.start_download(machine)).collect();
+    for (machine, running) in running.into_iter().enumerate() {
+        running.wait().ok();
+        crowd.assert_all_here(machine);
+    }
+    let from_mirror: Vec<u64> = (0..4).map(|machine| crowd.mirror_bytes(machine)).collect();
+    #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let copies = from_mirror.iter().sum::<u64>() as f64 / crowd.plan_bytes() as f64;
+    report("fleet", &format!("four machines, {} bytes: {copies:.3} copies from the mirror {from_mirror:?}", crowd.plan_bytes()));
+    assert!(copies <= 1.1, "{copies} copies: {from_mirror:?} of {}", crowd.plan_bytes());
+}
+
+/// What two machines have the third gets from them alone, small packages too; then one of the two is gone, and it is the same.
+#[test]
+fn what_members_have_costs_the_mirror_nothing() {
+    let packages = vec![Package::new("small", "1.0", 60_000), Package::new("large", "1.0", 4_000_000)];
+    let crowd = Crowd::new(4, packages, &Terms { fleet: true, ..Terms::default() });
+    crowd.up(true);
+    for machine in [0, 1] {
+        crowd.download(machine);
+    }
+    crowd.mirror.forget_log();
+    crowd.download(2);
+    assert_eq!(crowd.mirror_bytes(2), 0);
+    let given = crowd.given_to(2);
+    assert!(given.iter().sum::<u64>() >= crowd.plan_bytes(), "{given:?}");
+    crowd.machines[0].poolfs(&["down"]).ok();
+    crowd.download(3);
+    assert_eq!(crowd.mirror_bytes(3), 0);
+    await_status(&crowd.machines[3], "took it from members", |status| status.bytes.peer >= crowd.plan_bytes());
+}

@@ -585,7 +585,7 @@ impl Core {
             }
             Ask::Have(digests) => {
                 if self.speaker(id, from, now).is_some() {
-                    self.coordinator.told(id, &digests, now);
+                    self.coordinator.told(&self.view, id, &digests, now);
                     self.answer(from, transaction, nonce, &Answer::Had, now);
                 }
             }

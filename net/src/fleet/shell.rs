@@ -348,7 +348,10 @@ impl Task {
                     // An error means that the node ended: the tap says so.
                     drop(self.dht.send_raw(to, bytes).await);
                 }
-                CoreDo::Fetch { digest, piece, from } => self.hand_over(digest, FleetDo::Fetch { piece, from }),
+                CoreDo::Fetch { digest, piece, from } => {
+                    tracing::trace!(%digest, piece, ?from, "to fetch");
+                    self.hand_over(digest, FleetDo::Fetch { piece, from });
+                }
                 CoreDo::Done(digest) => {
                     self.hand_over(digest, FleetDo::Done);
                     self.downloads.remove(&digest);
@@ -394,7 +397,10 @@ impl Task {
                 let _ = begun.send(wanted);
             }
             Command::Fetched { digest, piece } => self.core.fetched(digest, piece, now),
-            Command::Failed { digest, piece, from, gone } => self.core.failed(digest, piece, from, gone, now),
+            Command::Failed { digest, piece, from, gone } => {
+                tracing::debug!(%digest, piece, ?from, gone, "a piece did not come");
+                self.core.failed(digest, piece, from, gone, now)
+            }
             Command::Arrived(files) => self.core.arrived(&files, now),
             Command::Gone(digests) => self.core.gone(&digests),
             Command::Hint(at) => self.core.hint(at, now),

@@ -49,6 +49,9 @@ enum What {
 type Reach = Box<dyn Fn(SocketAddr, SocketAddr, Duration) -> bool>;
 type Lie = Box<dyn Fn(&Want) -> Reply>;
 
+/// Wants on their way, by asker, asked and transaction: their bytes, and how many are not answered.
+type Asked = HashMap<(SocketAddr, SocketAddr, Vec<u8>), (usize, Cell<u32>)>;
+
 struct Net {
     start: Instant,
     now: Instant,
@@ -65,8 +68,7 @@ struct Net {
     mirror: HashMap<(Digest, u32), u32>,
     /// Addresses that pieces were fetched from.
     connected: HashSet<SocketAddr>,
-    /// Wants on their way, by asker and transaction: their bytes.
-    asked: HashMap<(SocketAddr, SocketAddr, Vec<u8>), (usize, Cell<u32>)>,
+    asked: Asked,
     datagrams: u64,
 }
 

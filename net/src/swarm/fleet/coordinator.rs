@@ -64,6 +64,9 @@ const BAD_FOR: Duration = Duration::from_secs(10);
 const TOLD_MAX: usize = 200_000;
 const TOLD_FOR: Duration = Duration::from_secs(9_000);
 
+/// Groups of a file in which a member that has the whole of it becomes a holder at once: those of 256 MiB.
+const GROUPS_TOLD_MAX: u32 = 64;
+
 /// When full it is looked through for what has expired this often, not at every datagram.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 
@@ -226,8 +229,9 @@ impl Coordinator {
     }
 
     /// Takes the news that a member has whole files (`pf_have`).
-    pub fn told(&mut self, from: MemberId, digests: &[Digest], now: Instant) {
+    pub fn told(&mut self, view: &View, from: MemberId, digests: &[Digest], now: Instant) {
         for digest in digests {
+            self.told_in_groups(view, from, *digest);
             if self.told_count >= TOLD_MAX && self.told_expired.is_none_or(|at| now.saturating_duration_since(at) >= EXPIRE_EVERY) {
                 self.expire_told(now);
                 self.told_expired = Some(now);
@@ -243,6 +247,23 @@ impl Coordinator {
                     self.told_count += 1;
                 }
             }
+        }
+    }
+
+    /// Makes a member a holder in the groups of a file that are asked for now.
+    fn told_in_groups(&mut self, view: &View, from: MemberId, digest: Digest) {
+        let Some(member) = view.member(from) else { return };
+        for group in 0..GROUPS_TOLD_MAX {
+            let key = GroupKey { digest, group };
+            let Some(group) = self.groups.get_mut(&key) else { continue };
+            let before = group.entries.len();
+            let at = group.entry(member);
+            if group.entries[at].have != group.all {
+                group.entries[at].have = group.all;
+                group.dirty = true;
+                self.dirty.push(key);
+            }
+            self.entries += group.entries.len() - before;
         }
     }
 

@@ -193,8 +193,21 @@ fn a_failed_holder_is_not_named_again() {
 fn told_files_have_holders() {
     let mut table = table(5);
     let (holder, digest) = (table.askers[0].clone(), table.key.digest);
-    table.coordinator.told(holder.id, &[digest], table.now);
+    table.coordinator.told(&table.view, holder.id, &[digest], table.now);
     assert_eq!(named(&table.ask(1, 0)), [(holder.contact, 0xffff)]);
+}
+
+/// Who hears of a whole file while others wait for its pieces names the holder to them at once.
+#[test]
+fn told_files_help_who_waits() {
+    let mut table = table(5);
+    assert_eq!(taken(&table.ask(0, 0xfffe)), 1);
+    assert_eq!(table.ask(1, 0xfffe), Answer::Held);
+    let (holder, digest) = (table.askers[2].clone(), table.key.digest);
+    table.coordinator.told(&table.view, holder.id, &[digest], table.now);
+    let replies = table.coordinator.poll(table.now);
+    assert_eq!(replies.len(), 1);
+    assert_eq!((replies[0].0, replies[0].2.from.clone()), (table.askers[1].id, vec![(holder.contact, 1)]));
 }
 
 /// Who is not first says who is, and only somebody of greater weight.
@@ -257,7 +270,7 @@ fn memory_is_bounded() {
     };
     assert_eq!(coordinator.want(&view, &member(1), &nonsense, &local(0), now), Answer::Ignored);
     for nth in 0..500_000u32 {
-        coordinator.told(member_id(1), &[Digest::of(&nth.to_be_bytes())], now);
+        coordinator.told(&view, member_id(1), &[Digest::of(&nth.to_be_bytes())], now);
     }
     assert_eq!(coordinator.told_count, 200_000);
 }
