@@ -114,7 +114,7 @@ impl Bench {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let shown = self.dir.display();
         let text = format!(
-            "daemon off;\nuser root;\npid {shown}/nginx.pid;\nerror_log /dev/null;\nevents {{}}\nhttp {{ access_log off; sendfile on;\n\
+            "daemon off;\nmaster_process off;\nuser root;\npid {shown}/nginx.pid;\nerror_log /dev/null;\nevents {{}}\nhttp {{ access_log off; sendfile on;\n\
              server {{ listen 127.0.0.1:{port}; root {shown}/www; }} }}\n"
         );
         fs::write(self.dir.join("nginx.conf"), text).unwrap();
