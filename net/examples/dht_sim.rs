@@ -1,7 +1,8 @@
 //! Figures of the DHT under a virtual clock: lookups with dead entries, loss and churn; cycles of announces; memory.
 //!
-//! `dht_sim [--quick | --full] [--goal | --churn | --announce] [--seed N] [--concurrency N]`: --goal the two lines that the design
-//! sets a goal for, --churn those with hosts that come and go, --announce the announces with where their datagrams went. Built with `--release`; one line for each run, nothing else on standard output.
+//! `dht_sim [--quick | --full] [--goal | --churn | --announce | --huge] [--seed N] [--concurrency N]`: --goal the two lines that the
+//! design sets a goal for, --churn those with hosts that come and go, --announce the announces with where their datagrams went,
+//! --huge the line of 100,000 nodes alone. Built with `--release`; one line for each run, nothing else on standard output.
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
 use poolfs_net::dht::Schedule;
@@ -57,6 +58,11 @@ fn main() {
             .unwrap_or(base.concurrency),
         ..base
     };
+    let huge = LookupRun { nodes: 100_000, dead: 0.3, loss: 0.05, lookups: 200, ..base };
+    if has("--huge") {
+        line(&huge);
+        return tell_memory();
+    }
     let wanted = |run: &LookupRun| !has("--announce") && (!has("--churn") || run.session_median.is_some());
     for run in lookup_runs(&base, has("--quick"), has("--full"), has("--goal")).into_iter().filter(wanted) {
         line(&run);
@@ -79,8 +85,12 @@ fn main() {
     }
     if has("--full") {
         println!();
-        line(&LookupRun { nodes: 100_000, dead: 0.3, loss: 0.05, lookups: 200, ..base });
+        line(&huge);
     }
+    tell_memory();
+}
+
+fn tell_memory() {
     println!("peak memory {} MiB, node {} bytes", peak_mib(), std::mem::size_of::<poolfs_net::dht::Node>());
 }
 
@@ -140,8 +150,10 @@ fn line(run: &LookupRun) {
     let begun = Instant::now();
     let result = lookups(run);
     let ms = |of: &[Duration], percent| percentile(of, percent).as_millis();
+    // Where hosts come and go, what their joining sends cannot be told from what lookups send.
+    let datagrams = if run.session_median.is_none() { format!("{:.1}", result.datagrams) } else { "-".to_owned() };
     println!(
-        "{:>7} {:>4.0}% {:>4.0}% {:>9} {:>6} | {:>6.1} {:>5.1} {:>6.1} {:>6.1} | {:>6} {:>6} {:>6} | {:>6} {:>6} {:>6} | {:>7.1} {:>7.1}",
+        "{:>7} {:>4.0}% {:>4.0}% {:>9} {:>6} | {:>6.1} {:>5.1} {:>6.1} {datagrams:>6} | {:>6} {:>6} {:>6} | {:>6} {:>6} {:>6} | {:>7.1} {:>7.1}",
         run.nodes,
         run.dead * 100.0,
         run.loss * 100.0,
@@ -150,7 +162,6 @@ fn line(run: &LookupRun) {
         f64::from(result.found) * 100.0 / f64::from(result.lookups),
         result.hops,
         result.queries,
-        result.datagrams,
         ms(&result.first, 50),
         ms(&result.first, 95),
         ms(&result.first, 99),
