@@ -96,7 +96,10 @@ async fn serve_here(config: Config) -> Result<()> {
     let server = Server::bind(&config.control.socket)?;
     let mut net = NetSide::start(&config).await;
     let daemon = start(config, &mut net)?;
-    net.announce(Arc::clone(&daemon.store), &daemon.config.net, daemon.config.fleet.gateway);
+    // Who announces what nobody can get from it costs others their time.
+    if daemon.server.is_some() {
+        net.announce(Arc::clone(&daemon.store), &daemon.config.net, daemon.config.fleet.gateway);
+    }
     let mut ended = daemon.mounts.lock().ended();
     for stats in daemon.mounts.lock().stats()? {
         Report::Mounted { path: stats.path, device: stats.device }.send();

@@ -150,10 +150,8 @@ fn line(run: &LookupRun) {
     let begun = Instant::now();
     let result = lookups(run);
     let ms = |of: &[Duration], percent| percentile(of, percent).as_millis();
-    // Where hosts come and go, what their joining sends cannot be told from what lookups send.
-    let datagrams = if run.session_median.is_none() { format!("{:.1}", result.datagrams) } else { "-".to_owned() };
     println!(
-        "{:>7} {:>4.0}% {:>4.0}% {:>9} {:>6} | {:>6.1} {:>5.1} {:>6.1} {datagrams:>6} | {:>6} {:>6} {:>6} | {:>6} {:>6} {:>6} | {:>7.1} {:>7.1}",
+        "{:>7} {:>4.0}% {:>4.0}% {:>9} {:>6} | {:>6.1} {:>5.1} {:>6.1} {:>6.1} | {:>6} {:>6} {:>6} | {:>6} {:>6} {:>6} | {:>7.1} {:>7.1}",
         run.nodes,
         run.dead * 100.0,
         run.loss * 100.0,
@@ -162,6 +160,7 @@ fn line(run: &LookupRun) {
         f64::from(result.found) * 100.0 / f64::from(result.lookups),
         result.hops,
         result.queries,
+        result.datagrams,
         ms(&result.first, 50),
         ms(&result.first, 95),
         ms(&result.first, 99),

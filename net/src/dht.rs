@@ -53,7 +53,7 @@ pub use upkeep::{BOOTSTRAP_MAX, RESTORE_MAX};
 use crate::krpc::{Id, NodeInfo, Pv, Transaction};
 use announce::Announcer;
 use lookup::Lookup;
-use peers::{Inbound, Members, Peers, Way};
+use peers::{Inbound, Peers};
 use query::Pending;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
@@ -251,8 +251,7 @@ pub enum Event {
     Reachable(bool),
     /// A node at this address has this node's key: one of the two is a copy of the other's disk.
     ClonedKey(SocketAddr),
-    /// A query that the DHT does not know, whose name begins with `pf_`, or a live member's answer to nothing that this node
-    /// asked; [`Node::send_raw`] answers it.
+    /// A query that the DHT does not know, whose name begins with `pf_`; [`Node::send_raw`] answers it.
     Extension {
         /// By whom.
         from: SocketAddr,
@@ -359,7 +358,6 @@ pub struct Node {
     tokens: Tokens,
     store: Store,
     inbound: Inbound,
-    members: Members,
     out_lookups: Bucket,
     out_upkeep: Bucket,
     pending: HashMap<[u8; 4], Pending>,
@@ -391,7 +389,6 @@ impl Node {
             tokens,
             store: Store::new(config.limits, now),
             inbound: Inbound::new(now),
-            members: Members::new(now),
             out_lookups: Bucket::new(OUT_LOOKUPS_BURST, now),
             out_upkeep: Bucket::new(OUT_UPKEEP_BURST, now),
             pending: HashMap::new(),
@@ -480,28 +477,17 @@ impl Node {
         self.actions.push_back(Action::Send { to, bytes });
     }
 
-    /// Sends a datagram of another protocol on the same port, made by the caller, at the rate of live members, or of upkeep
-    /// to others. Returns `false` if the rate is used up: it was not sent.
+    /// Sends a datagram of another protocol on the same port, made by the caller, at the rate of upkeep. Returns `false` if that
+    /// is used up: it was not sent.
     pub fn send_raw(&mut self, to: SocketAddr, bytes: Vec<u8>, now: Instant) -> bool {
         self.advance(now);
-        let may = match self.members.take(&to.ip(), Way::Out, self.now) {
-            Some(may) => may,
-            None => self.out_upkeep.take(OUT_UPKEEP_PER_SECOND, OUT_UPKEEP_BURST, self.now),
-        };
+        let may = self.out_upkeep.take(OUT_UPKEEP_PER_SECOND, OUT_UPKEEP_BURST, self.now);
         if may {
             self.transmit(to, bytes);
         } else {
             self.counters.limited += 1;
         }
         may
-    }
-
-    /// Tells who the live members of the fleet are: their `pf_` datagrams have rates of their own, and their answers, which
-    /// are to none of this node's queries, come out as [`Event::Extension`] like their queries. At most
-    /// [`peers::MEMBERS_MAX`] addresses are taken.
-    pub fn set_members(&mut self, addresses: impl IntoIterator<Item = IpAddr>, now: Instant) {
-        self.advance(now);
-        self.members.set(addresses, self.now);
     }
 
     fn random_id(&mut self) -> Id {

@@ -22,7 +22,7 @@ use crate::netdb::{NetDb, NetDbError};
 use driver::{Command, Driver};
 use ed25519_dalek::SigningKey;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -339,14 +339,10 @@ impl Dht {
         self.send(Command::SetAnnounces(keys)).await
     }
 
-    /// Sends a datagram of another protocol on the node's port, at the rates of [`dht::Node::send_raw`]; past them it is lost.
+    /// Sends a datagram of another protocol on the node's port: where there is a [`Self::tap`] as often as its owner's own rates
+    /// say, otherwise at the rate of [`dht::Node::send_raw`], past which it is lost.
     pub async fn send_raw(&self, to: SocketAddr, bytes: Vec<u8>) -> Result<(), NodeError> {
         self.send(Command::SendRaw(to, bytes)).await
-    }
-
-    /// Tells who the live members of the fleet are, replacing whom was told before; see [`dht::Node::set_members`].
-    pub async fn set_members(&self, addresses: Vec<IpAddr>) -> Result<(), NodeError> {
-        self.send(Command::SetMembers(addresses)).await
     }
 
     /// Has the fleet's datagrams and the addresses of discovery sent to `tap`, and announces the fleet's key beside the others.

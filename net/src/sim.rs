@@ -65,6 +65,15 @@ pub struct Traffic {
     pub datagrams: u64,
     /// Their bytes, without headers.
     pub bytes: u64,
+    /// Those among them that ask `get_peers` or answer it.
+    pub get_peers: u64,
+}
+
+/// Whether a datagram is a `get_peers` or its answer: by bytes that stand in no other message, since all of a network's
+/// datagrams pass here.
+fn is_get_peers(bytes: &[u8]) -> bool {
+    let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+    if bytes.ends_with(b"1:y1:re") { has(b"5:token") } else { has(b"1:q9:get_peers") }
 }
 
 /// What one host sent and received, by kind: see [`Sim::watch`]. Datagrams and their bytes without headers.
@@ -373,6 +382,7 @@ impl Sim {
         }
         self.traffic.datagrams += 1;
         self.traffic.bytes += bytes.len() as u64;
+        self.traffic.get_peers += u64::from(is_get_peers(&bytes));
         if let Some(watch) = self.watch.as_mut().filter(|watch| watch.host == host) {
             watch.sent(&bytes);
         }

@@ -37,21 +37,6 @@ pub const IN_ALL_BURST: f32 = 400.0;
 /// Addresses whose rate is watched; a new one past it shares one rate with all others.
 pub const IN_ADDRESSES_MAX: usize = 4_096;
 
-/// Datagrams of the fleet's protocol a second, each way, with all members together.
-pub const MEMBERS_PER_SECOND: f32 = 2_000.0;
-
-/// The same at once.
-pub const MEMBERS_BURST: f32 = 500.0;
-
-/// Datagrams of the fleet's protocol a second, each way, with one member's address.
-pub const PER_MEMBER_PER_SECOND: f32 = 100.0;
-
-/// The same at once.
-pub const PER_MEMBER_BURST: f32 = 100.0;
-
-/// Addresses of members; a larger fleet's others are strangers to this node.
-pub const MEMBERS_MAX: usize = 4_096;
-
 /// What is known of one address.
 #[derive(Debug)]
 pub struct Peer {
@@ -196,55 +181,6 @@ impl Inbound {
     }
 }
 
-/// Which way a datagram of the fleet's protocol goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Way {
-    /// To this node.
-    In = 0,
-    /// From this node.
-    Out = 1,
-}
-
-/// Rates of the fleet's protocol, apart from those of the DHT: an upgrade of all machines at once must not starve either.
-#[derive(Debug)]
-pub struct Members {
-    all: [Bucket; 2],
-    by_address: HashMap<IpAddr, [Bucket; 2]>,
-}
-
-impl Members {
-    /// No members, all rates full.
-    pub fn new(now: Instant) -> Self {
-        Self { all: [Bucket::new(MEMBERS_BURST, now); 2], by_address: HashMap::new() }
-    }
-
-    /// Replaces the live members' addresses by the first [`MEMBERS_MAX`] of these. Who stays keeps what it has used up.
-    pub fn set(&mut self, addresses: impl IntoIterator<Item = IpAddr>, now: Instant) {
-        let mut old = std::mem::take(&mut self.by_address);
-        for ip in addresses {
-            if self.by_address.len() == MEMBERS_MAX {
-                break;
-            }
-            let rates = old.remove(&ip).unwrap_or([Bucket::new(PER_MEMBER_BURST, now); 2]);
-            // The same address twice: it was taken out of the old ones before.
-            self.by_address.entry(ip).or_insert(rates);
-        }
-    }
-
-    /// Whether a live member has this address.
-    pub fn has(&self, ip: &IpAddr) -> bool {
-        self.by_address.contains_key(ip)
-    }
-
-    /// Whether one more datagram may go this way; `None` if no live member has this address.
-    pub fn take(&mut self, ip: &IpAddr, way: Way, now: Instant) -> Option<bool> {
-        let bucket = &mut self.by_address.get_mut(ip)?[way as usize];
-        let all = &mut self.all[way as usize];
-        Some(bucket.take(PER_MEMBER_PER_SECOND, PER_MEMBER_BURST, now) && all.take(MEMBERS_PER_SECOND, MEMBERS_BURST, now))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,35 +232,6 @@ mod tests {
         assert_eq!(inbound.by_address.len(), IN_ADDRESSES_MAX);
         inbound.sweep(start + Duration::from_secs(60));
         assert_eq!(inbound.by_address.len(), 0);
-    }
-
-    /// An upgrade of the whole fleet passes, one member that floods does not take the others' share, and strangers have none.
-    #[test]
-    fn members_have_rates_of_their_own() {
-        let start = Instant::now();
-        let ip = |n: u32| at(n).ip();
-        let mut members = Members::new(start);
-        assert_eq!(members.take(&ip(1), Way::In, start), None);
-        members.set((0..10_000).map(ip), start);
-        assert_eq!(members.by_address.len(), MEMBERS_MAX);
-        let taken = |members: &mut Members, n: u32, way, count: usize, after_ms: u64| {
-            let now = start + Duration::from_millis(after_ms);
-            (0..count).filter(|_| members.take(&ip(n), way, now) == Some(true)).count()
-        };
-        assert_eq!(taken(&mut members, 1, Way::In, 1_000, 0), 100, "one address at once");
-        assert_eq!(taken(&mut members, 1, Way::Out, 1_000, 0), 100, "each way by itself");
-        assert_eq!(taken(&mut members, 1, Way::In, 1_000, 500), 50, "one address a second");
-        members.set((0..100).map(ip), start);
-        assert_eq!(taken(&mut members, 1, Way::In, 1_000, 500), 0, "who stays begins with nothing new");
-        assert_eq!(members.take(&ip(100), Way::In, start), None, "who left is a stranger");
-        // All together: 10 s at full rate, in steps of 10 ms, after what was saved up.
-        let mut all = 0;
-        for step in 0..1_000 {
-            for n in 0..100 {
-                all += taken(&mut members, n, Way::Out, 1, 1_000 + step * 10);
-            }
-        }
-        assert!((20_000..=20_600).contains(&all), "{all}");
     }
 
     #[test]

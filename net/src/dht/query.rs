@@ -205,11 +205,6 @@ impl Node {
         }
     }
 
-    /// Whether this node asked something with this id.
-    pub(super) fn is_pending(&self, transaction: &Transaction) -> bool {
-        transaction.as_own().is_some_and(|transaction| self.pending.contains_key(&transaction))
-    }
-
     /// An answer or an error. Counts only from the address that was asked, and once.
     pub(super) fn on_answer(&mut self, from: SocketAddr, message: Message) {
         let asked = message.transaction.as_own().filter(|t| self.pending.get(t).is_some_and(|p| p.to == from));

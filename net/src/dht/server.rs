@@ -5,7 +5,6 @@
 //! [`ITEM_GETS_PER_SECOND`] times in all. A node that is read-only answers nobody.
 
 use super::address::{self, Family};
-use super::peers::Way;
 use super::query::{Budget, Purpose};
 use super::rtt::Bucket;
 use super::storage::Kept;
@@ -113,9 +112,6 @@ impl Node {
         }
         match Message::decode(bytes) {
             Ok(Message { transaction, read_only, version, body: Body::Query { id, verb }, .. }) => {
-                if matches!(&verb, Verb::Other { name, .. } if name.starts_with(EXTENSION)) && self.members.has(&from.ip()) {
-                    return self.on_member(from, transaction, bytes);
-                }
                 if !self.inbound.take(from.ip(), self.now) {
                     self.counters.limited += 1;
                     return;
@@ -123,22 +119,10 @@ impl Node {
                 let poolfs = version.is_some_and(|v| v[..2] == VERSION[..2]);
                 self.on_query(from, bytes, transaction, NodeInfo { id, addr: from }, read_only, poolfs, verb);
             }
-            Ok(message) if self.members.has(&from.ip()) && !self.is_pending(&message.transaction) => {
-                return self.on_member(from, message.transaction, bytes);
-            }
             Ok(message) => self.on_answer(from, message),
             Err(malformed) => self.on_malformed(from, bytes.len(), &malformed),
         }
         self.pump_all_if_due();
-    }
-
-    /// A datagram of the fleet's protocol from a live member.
-    fn on_member(&mut self, from: SocketAddr, transaction: Transaction, bytes: &[u8]) {
-        if self.members.take(&from.ip(), Way::In, self.now) == Some(true) {
-            self.event(Event::Extension { from, transaction, bytes: bytes.to_vec() });
-        } else {
-            self.counters.limited += 1;
-        }
     }
 
     fn on_malformed(&mut self, from: SocketAddr, query_bytes: usize, malformed: &Malformed) {

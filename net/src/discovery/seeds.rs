@@ -10,10 +10,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// SRV targets taken from one seed, by priority.
-const TARGETS_MAX: usize = 16;
+pub(super) const TARGETS_MAX: usize = 16;
 
 /// Addresses taken from one origin.
-const ADDRESSES_MAX: usize = 64;
+pub(super) const ADDRESSES_MAX: usize = 64;
 
 /// How long one origin may take, with all its records.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -190,7 +190,9 @@ pub(crate) async fn name_server(records: Vec<(&'static str, u16, Vec<u8>)>) -> S
             reply.extend([0x84, if known { 0x80 } else { 0x83 }, 0, 1, 0, u8::try_from(answers.len()).unwrap(), 0, 0, 0, 0]);
             reply.extend_from_slice(&buffer[12..end + 4]);
             for (_, _, data) in answers {
-                reply.extend_from_slice(&buffer[12..end + 4]);
+                // The name by a pointer to the question's: dozens of records fit one datagram.
+                reply.extend([0xc0, 12]);
+                reply.extend_from_slice(&buffer[end..end + 4]);
                 reply.extend([0, 0, 0, 60, 0, u8::try_from(data.len()).unwrap()]);
                 reply.extend_from_slice(data);
             }
@@ -246,6 +248,23 @@ async fn seeds_are_srv_records_or_addresses() {
     check("group.test.", &["192.0.2.3:9977", "192.0.2.4:9977"]).await;
     check("off.test", &[]).await;
     check("nowhere.test", &[]).await;
+}
+
+/// Whoever holds a seed's name can list half the internet: it is asked for no more names and gives no more addresses than these.
+#[tokio::test]
+async fn what_a_seed_gives_is_bounded() {
+    let names: Vec<String> = (0..20).map(|n| format!("t{n}.many.test")).collect();
+    let mut records: Vec<(&'static str, u16, Vec<u8>)> = (0..70).map(|n| ("crowd.test", A, vec![192, 0, 2, n])).collect();
+    for (n, name) in (0..).zip(names) {
+        records.push(("_poolfs._udp.many.test", SRV, srv(n, 2000, &name)));
+        records.push((String::leak(name), A, vec![192, 0, 2, n]));
+    }
+    let seeds = Seeds::new(vec![name_server(records).await]);
+    let mut found = seeds.resolve(&Origin::Seed("many.test".to_owned())).await.unwrap();
+    found.sort();
+    let first: Vec<SocketAddr> = (0..super::seeds::TARGETS_MAX).map(|n| format!("192.0.2.{n}:2000").parse().unwrap()).collect();
+    assert_eq!(found, first, "those of the best priorities");
+    assert_eq!(seeds.resolve(&Origin::Seed("crowd.test".to_owned())).await.unwrap().len(), super::seeds::ADDRESSES_MAX);
 }
 
 /// A dead name must not hold back the living one beside it.

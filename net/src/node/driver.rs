@@ -10,7 +10,7 @@ use crate::krpc::{Id, NodeInfo};
 use crate::netdb::{self, KeyOrigin, NetDb, SavedNode};
 use ed25519_dalek::SigningKey;
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
@@ -52,7 +52,6 @@ pub(super) enum Command {
     Cancel(u64),
     SetAnnounces(Vec<AnnounceKey>),
     SendRaw(SocketAddr, Vec<u8>),
-    SetMembers(Vec<IpAddr>),
     Tap(mpsc::Sender<Tapped>, Option<Id>),
     Status(oneshot::Sender<Snapshot>),
     Shutdown(oneshot::Sender<()>),
@@ -86,7 +85,6 @@ pub(super) struct Driver {
     pings: HashMap<PingId, oneshot::Sender<Option<Pong>>>,
     lookups: HashMap<LookupId, Waiting>,
     announces: Vec<AnnounceKey>,
-    members: Vec<IpAddr>,
     /// The fleet's: its datagrams go there, and its key is announced beside the others.
     tap: Option<mpsc::Sender<Tapped>>,
     topic: Option<Id>,
@@ -140,7 +138,6 @@ impl Driver {
             pings: HashMap::new(),
             lookups: HashMap::new(),
             announces: Vec::new(),
-            members: Vec::new(),
             tap: None,
             topic: None,
             dials: JoinSet::new(),
@@ -360,14 +357,9 @@ impl Driver {
                 (self.tap, self.topic) = (Some(tap), topic);
                 self.announce(now);
             }
-            // What the rate holds back is lost like any datagram, and counted.
             // The fleet keeps rates of its own; what the socket refuses is lost like any datagram, and counted.
             Command::SendRaw(to, bytes) if self.tap.is_some() => self.unsent += u64::from(!self.sockets.send(to, &bytes)),
             Command::SendRaw(to, bytes) => drop(self.node.send_raw(to, bytes, now)),
-            Command::SetMembers(addresses) => {
-                self.node.set_members(addresses.iter().copied(), now);
-                self.members = addresses;
-            }
             Command::Status(reply) => {
                 let status = self.node.status();
                 let rates = self.meter.rates(now, status.counters);
@@ -425,7 +417,6 @@ impl Driver {
         self.dials = JoinSet::new();
         self.begin(&known);
         self.announce(now);
-        self.node.set_members(self.members.iter().copied(), now);
     }
 }
 

@@ -45,7 +45,7 @@ pub struct LookupResult {
     pub hops: f64,
     /// Mean queries of a lookup to its end, repetitions not counted.
     pub queries: f64,
-    /// Mean datagrams of the whole network for a lookup, upkeep in that time not counted.
+    /// Mean datagrams of a lookup: its queries, their repetitions and the answers.
     pub datagrams: f64,
     /// Time to the first contact, sorted; lookups that found none count with their whole duration.
     pub first: Vec<Duration>,
@@ -111,12 +111,7 @@ pub fn lookups(run: &LookupRun) -> LookupResult {
     let until = sim.elapsed() + settle;
     churn.run(&mut sim, until);
     sim.take_events();
-    // What upkeep sends meanwhile is measured before and taken off.
-    let quiet = sim.traffic();
-    let until = sim.elapsed() + Duration::from_secs(30);
-    churn.run(&mut sim, until);
-    let upkeep_per_s = (sim.traffic().datagrams - quiet.datagrams) as f64 / 30.0;
-    let (before, began) = (sim.traffic(), sim.elapsed());
+    let before = sim.traffic();
     let mut result = LookupResult::default();
     let mut running: BTreeMap<(u32, LookupId), Id> = BTreeMap::new();
     let mut outcomes: Vec<Ended> = Vec::new();
@@ -138,9 +133,8 @@ pub fn lookups(run: &LookupRun) -> LookupResult {
     // Who left in the middle of a lookup is not there to find anything.
     result.lookups = u32::try_from(outcomes.len()).unwrap_or(u32::MAX);
     result.begun = run.lookups;
-    let sent = (sim.traffic().datagrams - before.datagrams) as f64;
-    let seconds = (sim.elapsed() - began).as_secs_f64();
-    result.datagrams = ((sent - upkeep_per_s * seconds) / f64::from(run.lookups)).max(0.0);
+    // Upkeep asks find_node and ping, so these are the lookups' own.
+    result.datagrams = (sim.traffic().get_peers - before.get_peers) as f64 / f64::from(run.lookups.max(1));
     summarise(&mut result, &outcomes);
     result
 }

@@ -1,8 +1,7 @@
-//! This node's own files and address in what it answers and finds; nodes that change who they are; the fleet's datagrams; the
-//! bounds of what one lookup and the status remember.
+//! This node's own files and address in what it answers and finds; nodes that change who they are; the bounds
+//! of what one lookup and the status remember.
 
 use super::*;
-use crate::dht::peers::{MEMBERS_BURST, PER_MEMBER_BURST};
 
 /// Three neighbours tell the node where it is: 10.0.0.99.
 fn told_its_address(bench: &mut Bench) {
@@ -97,50 +96,13 @@ fn a_node_with_a_new_id_is_heard() {
     check(Network::Private, addr(X), Bench::new(Network::Private, Schedule::Standard).node.id(Family::V4), false);
 }
 
-/// The fleet's datagrams pass beside the DHT's rates, in and out, and a stranger's do not.
+/// Whoever asks in another protocol cannot make this node send more of it than upkeep may.
 #[test]
-fn members_pass() {
+fn other_protocols_keep_to_a_rate() {
     let mut bench = Bench::new(Network::Private, Schedule::Standard);
-    let want = Verb::Other { name: b"pf_want".to_vec(), args: bt_bencode::Value::Dict(std::collections::BTreeMap::new()) };
-    let asked = query(want).encode().unwrap();
-    let passed = |bench: &mut Bench, from: &str, count: usize| {
-        let mut passed = 0;
-        for _ in 0..count {
-            let (_, events) = bench.receive_bytes(addr(from), &asked);
-            passed += events.iter().filter(|e| matches!(e, Event::Extension { .. })).count();
-        }
-        passed
-    };
     let now = bench.now();
-    let members: Vec<SocketAddr> = (1..=20).map(|n| addr(&format!("10.1.0.{n}:9977"))).collect();
-    bench.node.set_members(members.iter().map(SocketAddr::ip), now);
-    let mut all = 0;
-    for member in &members {
-        let one = passed(&mut bench, &member.to_string(), 150);
-        assert!(one as f32 <= PER_MEMBER_BURST, "{one}");
-        all += one;
-    }
-    assert_eq!(all as f32, MEMBERS_BURST);
-    assert!(passed(&mut bench, X, 1_000) <= 100, "a stranger's are queries like others");
-    assert_eq!(bench.ask_reply(addr("10.2.0.1:7777"), Verb::Ping).id, bench.node.id(Family::V4), "the DHT goes on");
-    // Out.
-    bench.at += Duration::from_secs(60);
-    let now = bench.now();
-    let sent = |bench: &mut Bench, to: SocketAddr| (0..1_000).filter(|_| bench.node.send_raw(to, asked.clone(), now)).count();
-    assert_eq!(sent(&mut bench, members[0]) as f32, PER_MEMBER_BURST);
-    assert!(sent(&mut bench, addr(X)) <= OUT_UPKEEP_BURST as usize);
-    bench.drain();
-    // A member's answer to what the fleet asked comes out; a stranger's, and one to the DHT's own query, do not.
-    bench.at += Duration::from_secs(60);
-    let reply = Message { body: Body::Reply(Box::new(Reply { id: id(1), ..Reply::default() })), ..query(Verb::Ping) }.encode().unwrap();
-    let (_, events) = bench.receive_bytes(members[0], &reply);
-    assert!(matches!(&events[..], [Event::Extension { from, bytes, .. }] if *from == members[0] && *bytes == reply), "{events:?}");
-    assert_eq!(bench.receive_bytes(addr(X), &reply).1, []);
-    let now = bench.now();
-    bench.node.ping(members[1], now);
-    let (sent, _) = bench.drain();
-    let (_, events) = bench.receive(members[1], &answer(&sent[0], id(2), Reply::default()));
-    assert!(events.iter().any(|e| matches!(e, Event::Pong { .. })), "{events:?}");
+    let sent = (0..1_000).filter(|_| bench.node.send_raw(addr(X), vec![0; 100], now)).count();
+    assert_eq!((sent as f32, bench.drain().0.len()), (OUT_UPKEEP_BURST, sent));
 }
 
 /// A node full of statements, and thousands of lookups: what is told and what the status is made from is bounded.
