@@ -7,6 +7,10 @@
     clippy::unwrap_used,
     clippy::expect_used,
     missing_docs,
+    clippy::large_futures,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
     reason = "a program for people, that stops at the first surprise"
 )]
 

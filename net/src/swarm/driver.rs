@@ -264,7 +264,8 @@ impl Swarm {
         let mut start = Start::default();
         let mut hunt = (peers_allowed && (!small || quick || want.urls.is_empty())).then(|| self.hunt(shape));
         let mut mirror_error = None;
-        if !want.urls.is_empty() && !(quick && peers_allowed) {
+        let peers_first = quick && peers_allowed;
+        if !want.urls.is_empty() && !peers_first {
             match self.stream(want, shape, hunt.as_mut(), outlet).await? {
                 StreamEnd::Done => {
                     self.remember(outlet);

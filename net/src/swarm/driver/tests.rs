@@ -56,11 +56,11 @@ struct Got {
 }
 
 impl Got {
-    fn from(&self, peer: &FakePeer) -> usize {
+    fn given_by(&self, peer: &FakePeer) -> usize {
         self.givers.get(&Giver::Peer(peer.contact)).map_or(0, Vec::len)
     }
 
-    fn from_mirror(&self) -> usize {
+    fn mirrored(&self) -> usize {
         self.givers.iter().filter(|(giver, _)| matches!(giver, Giver::Mirror(_))).map(|(_, pieces)| pieces.len()).sum()
     }
 }
@@ -167,7 +167,7 @@ async fn without_peers_it_is_one_stream() {
     let mirror = TestServer::start(MirrorFault::None, &file).await;
     let lab = Lab::new(&[]);
     let got = lab.right(&file, &[mirror.url()]).await;
-    assert_eq!(got.from_mirror(), 12);
+    assert_eq!(got.mirrored(), 12);
     let seen = mirror.seen();
     assert_eq!((seen.len(), seen[0].range.clone()), (1, None));
     let why = lab.swarm.why(&Digest::of(&file)).unwrap();
@@ -183,7 +183,7 @@ async fn every_length_from_peers_alone() {
         let lab = Lab::new(&refs(&peers));
         let got = lab.right(file, &[]).await;
         assert_eq!(got.givers.values().map(Vec::len).sum::<usize>(), len.div_ceil(PIECE), "{len}");
-        assert_eq!(got.from_mirror(), 0, "{len}");
+        assert_eq!(got.mirrored(), 0, "{len}");
         assert!(lab.bad().is_empty(), "{len}");
     }
 }
@@ -195,7 +195,7 @@ async fn peers_share_a_file() {
     let peers = honest(&file, 4).await;
     let lab = Lab::new(&refs(&peers));
     let got = lab.right(&file, &[]).await;
-    assert!(peers.iter().all(|peer| got.from(peer) > 0), "{:?}", got.givers);
+    assert!(peers.iter().all(|peer| got.given_by(peer) > 0), "{:?}", got.givers);
     let why = lab.swarm.why(&Digest::of(&file)).unwrap();
     let told: BTreeMap<String, Vec<u32>> = got
         .givers
@@ -298,7 +298,7 @@ async fn faulty_peers() {
         let got = lab.right(&file, &[]).await;
         assert!(lab.bad_addresses().is_empty(), "{fault:?}");
         let useful = matches!(fault, Fault::Dies(_) | Fault::Full(_));
-        assert!(useful || got.from(&faulty) == 0, "{fault:?}");
+        assert!(useful || got.given_by(&faulty) == 0, "{fault:?}");
     }
 }
 
@@ -311,7 +311,7 @@ async fn silent_peers_are_hedged() {
         let peers = honest(&file, 1).await;
         let lab = Lab::new(&[&silent, &peers[0]]);
         let got = lab.right(&file, &[]).await;
-        assert_eq!(got.from(&silent), 0, "{fault:?}");
+        assert_eq!(got.given_by(&silent), 0, "{fault:?}");
         assert!(lab.bad_addresses().is_empty(), "{fault:?}");
     }
 }
@@ -324,7 +324,7 @@ async fn all_peers_die() {
     let dying = [FakePeer::start(&file, Fault::Dies(2)).await, FakePeer::start(&file, Fault::Dies(1)).await];
     let lab = Lab::new(&[&dying[0], &dying[1]]);
     let got = lab.right(&file, &[mirror.url()]).await;
-    assert!(got.from_mirror() >= 9, "{:?}", got.givers);
+    assert!(got.mirrored() >= 9, "{:?}", got.givers);
     let dying = [FakePeer::start(&file, Fault::Dies(2)).await, FakePeer::start(&file, Fault::Dies(1)).await];
     let lab = Lab::new(&[&dying[0], &dying[1]]);
     let got = lab.get(&file, &[], &[]).await;
@@ -340,7 +340,7 @@ async fn a_mirror_that_fails() {
         let peers = honest(file, 1).await;
         let lab = Lab::new(&refs(&peers));
         let got = lab.right(file, &[mirror.url()]).await;
-        assert_eq!(got.from(&peers[0]), len.div_ceil(PIECE));
+        assert_eq!(got.given_by(&peers[0]), len.div_ceil(PIECE));
         let lab = Lab::new(&[]);
         let got = lab.get(file, &[mirror.url()], &[]).await;
         assert!(matches!(&got.result, Err(SwarmError::NotNow { why }) if why.contains("127.0.0.1: answered 404")), "{:?}", got.result);
@@ -376,13 +376,13 @@ async fn small_files() {
     let mirror = TestServer::start(MirrorFault::None, file).await;
     let lab = Lab::new(&refs(&peers));
     let got = lab.right(file, &[mirror.url()]).await;
-    assert_eq!((got.from_mirror(), lab.finder.searches.load(Ordering::Relaxed)), (2, 0));
+    assert_eq!((got.mirrored(), lab.finder.searches.load(Ordering::Relaxed)), (2, 0));
     *lab.finder.median.lock() = Some(Duration::from_millis(20));
     let got = lab.right(file, &[mirror.url()]).await;
-    assert_eq!((got.from(&peers[0]), lab.finder.searches.load(Ordering::Relaxed)), (2, 1));
+    assert_eq!((got.given_by(&peers[0]), lab.finder.searches.load(Ordering::Relaxed)), (2, 1));
     *lab.finder.median.lock() = Some(HEAD_START);
     let got = lab.right(file, &[mirror.url()]).await;
-    assert_eq!((got.from_mirror(), lab.finder.searches.load(Ordering::Relaxed)), (2, 1));
+    assert_eq!((got.mirrored(), lab.finder.searches.load(Ordering::Relaxed)), (2, 1));
 }
 
 /// Whatever is private is asked of its mirror alone, also when the mirror fails.
