@@ -14,6 +14,7 @@ mod bad_input;
 mod churn;
 mod death;
 mod dht;
+mod fleet;
 mod frontends;
 mod ghosts;
 mod harness;
@@ -21,6 +22,8 @@ mod lists;
 mod peer;
 mod posix;
 mod repair;
+#[path = "../lab/scenarios.rs"]
+mod scenarios;
 mod swarm;
 mod tidy;
 mod world;

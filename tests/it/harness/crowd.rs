@@ -1,8 +1,6 @@
 //! Several machines with poolfs on one wire, behind one mirror.
 
-#![allow(dead_code, reason = "what the tests of the swarm use comes with them")]
-
-use super::machine::{Machine, Options, Sources, workspace};
+use super::machine::{Apt, Machine, Options, Sources, workspace};
 use super::process::{Finished, Running};
 use super::repo::{Package, Published, Repo};
 use super::stage::assert_holds;
@@ -38,21 +36,47 @@ pub(crate) struct Crowd {
     pub(crate) machines: Vec<Machine>,
     pub(crate) hosts: Vec<Host>,
     pub(crate) mirror: Mirror,
+    /// What the test's own repository holds; none of the real archive.
     pub(crate) packages: Vec<Published>,
-    repo: Repo,
+    /// What everybody installs.
+    names: Vec<String>,
+    repo: Option<Repo>,
     _home: TempDir,
     _lan: Lan,
 }
 
 impl Crowd {
-    /// `count` machines; nothing is mounted yet.
+    /// `count` machines that install everything of a repository of these packages; nothing is mounted yet.
     pub(crate) fn new(count: usize, packages: Vec<Package>, terms: &Terms) -> Self {
         let lan = Lan::new();
         let home = workspace();
         let mut repo = Repo::new(home.path());
-        let packages = packages.into_iter().map(|package| repo.add(package)).collect();
+        let packages: Vec<Published> = packages.into_iter().map(|package| repo.add(package)).collect();
         repo.publish();
         let mirror = Mirror::at(lan.listen(), repo.root());
+        let names = packages.iter().map(|published| published.package.name.clone()).collect();
+        Self::of(count, lan, home, mirror, Some(repo), packages, names, terms)
+    }
+
+    /// `count` machines with apt 3.0 that install these packages of the real archive.
+    pub(crate) fn debian(count: usize, names: &[&str], terms: &Terms) -> Self {
+        let lan = Lan::new();
+        let mirror = Mirror::debian(lan.listen());
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        Self::of(count, lan, workspace(), mirror, None, Vec::new(), names, terms)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one value")]
+    fn of(
+        count: usize,
+        lan: Lan,
+        home: TempDir,
+        mirror: Mirror,
+        repo: Option<Repo>,
+        packages: Vec<Published>,
+        names: Vec<String>,
+        terms: &Terms,
+    ) -> Self {
         let key = home.path().join("fleet.key");
         fs::write(&key, "5a".repeat(32)).unwrap();
         let hosts: Vec<Host> = (0..count).map(|_| lan.host()).collect();
@@ -61,26 +85,34 @@ impl Crowd {
             toml += &format!("\n[fleet]\nkey_file = {key:?}\n");
         }
         let machine = |host: &Host| {
-            let options = Options { host: Some(host.clone()), poolfs_toml: toml.clone(), ..Options::default() };
-            Machine::new(&Sources::Local(&repo, &mirror), &options)
+            let apt = if repo.is_some() { Apt::Own } else { Apt::Trixie };
+            let options = Options { apt, host: Some(host.clone()), poolfs_toml: toml.clone(), ..Options::default() };
+            let sources = repo.as_ref().map_or(Sources::DebianBehind(&mirror), |repo| Sources::Local(repo, &mirror));
+            Machine::new(&sources, &options)
         };
         let machines = hosts.iter().map(machine).collect();
         if let Some(mbit) = terms.mbit {
             lan.shape_hub(mbit);
             hosts.iter().for_each(|host| host.shape(mbit));
         }
-        Self { machines, hosts, mirror, packages, repo, _home: home, _lan: lan }
+        Self { machines, hosts, mirror, packages, names, repo, _home: home, _lan: lan }
     }
 
     /// Mounts on all machines, waits until they know each other, and updates apt's lists through the mounts.
     #[track_caller]
     pub(crate) fn up(&self, fleet: bool) {
-        self.machines.iter().for_each(Machine::up);
-        self.await_acquainted(fleet);
+        self.start(fleet);
         for machine in &self.machines {
             machine.update();
         }
         self.mirror.forget_log();
+    }
+
+    /// Mounts on all machines, and waits until they know each other.
+    #[track_caller]
+    pub(crate) fn start(&self, fleet: bool) {
+        self.machines.iter().for_each(Machine::up);
+        self.await_acquainted(fleet);
     }
 
     /// Waits until each machine knows all others.
@@ -94,7 +126,7 @@ impl Crowd {
 
     /// `apt-get install -y -d` of everything in the repository, started on that machine.
     pub(crate) fn start_download(&self, machine: usize) -> Running {
-        let names = self.packages.iter().map(|published| published.package.name.as_str());
+        let names = self.names.iter().map(String::as_str);
         let arguments: Vec<&str> = ["install", "-y", "-d"].into_iter().chain(names).collect();
         Running::start(&mut self.machines[machine].command("apt-get", &arguments))
     }
@@ -116,7 +148,7 @@ impl Crowd {
 
     /// What the mirror serves.
     pub(crate) fn mirror_root(&self) -> &Path {
-        self.repo.root()
+        self.repo.as_ref().expect("a repository of its own").root()
     }
 
     /// Bytes of all packages.
@@ -126,9 +158,14 @@ impl Crowd {
 
     /// Body bytes of packages that the mirror sent to that machine.
     pub(crate) fn mirror_bytes(&self, machine: usize) -> u64 {
+        self.mirror_bytes_of(machine, |path| path.ends_with(".deb"))
+    }
+
+    /// Body bytes that the mirror sent to that machine for paths that count.
+    pub(crate) fn mirror_bytes_of(&self, machine: usize, counts: impl Fn(&str) -> bool) -> u64 {
         let from = std::net::IpAddr::from(self.hosts[machine].address);
         let log = self.mirror.log();
-        log.iter().filter(|request| request.from == from && request.path.ends_with(".deb")).map(|request| request.body_bytes).sum()
+        log.iter().filter(|request| request.from == from && counts(&request.path)).map(|request| request.body_bytes).sum()
     }
 
     /// Bytes that each machine gave to that one, by its own words.

@@ -2,8 +2,6 @@
 //!
 //! The namespaces hang on files in a temporary directory, in the test's own mount namespace: they go with its last process.
 
-#![allow(dead_code, reason = "what the tests of the swarm use comes with them")]
-
 use super::mounts;
 use super::process::run;
 use super::workspace;

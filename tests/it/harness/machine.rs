@@ -30,8 +30,7 @@ pub(crate) enum Sources<'a> {
     Local(&'a Repo, &'a Mirror),
     /// The Debian mirror that the machine's own apt uses; trixie's in a trixie root.
     Debian,
-    /// Debian bookworm from a mirror of the test, see [`Mirror::debian`].
-    #[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
+    /// Debian from a mirror of the test, see [`Mirror::debian`].
     DebianBehind(&'a Mirror),
 }
 
@@ -84,9 +83,14 @@ pub(crate) struct SourceBytes {
     pub(crate) delta: u64,
 }
 
+/// What was given to peers.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(crate) struct Uploaded {
+    pub(crate) bytes: u64,
+}
+
 /// The DHT's node in `poolfs status --json`.
 #[derive(Clone, Debug, Deserialize)]
-#[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
 pub(crate) struct Node {
     pub(crate) v4: Option<NodeFamily>,
     pub(crate) announced_keys: u64,
@@ -94,7 +98,6 @@ pub(crate) struct Node {
 
 /// One address family of it.
 #[derive(Clone, Debug, Deserialize)]
-#[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
 pub(crate) struct NodeFamily {
     pub(crate) nodes: u64,
 }
@@ -125,11 +128,11 @@ pub(crate) struct Status {
     pub(crate) hashed: u64,
     /// Live members of the fleet, this machine among them.
     #[serde(default)]
-    #[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
     pub(crate) fleet_members: u64,
+    #[serde(default)]
+    pub(crate) uploaded: Uploaded,
     /// The DHT's node.
     #[serde(default)]
-    #[allow(dead_code, reason = "what the tests of the swarm use comes with them")]
     pub(crate) node: Option<Node>,
     #[serde(default)]
     pub(crate) problems: Vec<String>,
@@ -256,8 +259,9 @@ impl Machine {
                 fs::write(parts.join("test.sources"), stanza).unwrap();
             }
             Sources::DebianBehind(mirror) => {
+                let suite = if self.apt == Apt::Trixie { "trixie" } else { "bookworm" };
                 let stanza = format!(
-                    "Types: deb\nURIs: {}\nSuites: bookworm\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
+                    "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
                     mirror.url()
                 );
                 fs::write(parts.join("debian.sources"), stanza).unwrap();

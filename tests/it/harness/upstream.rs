@@ -1,7 +1,5 @@
 //! The real Debian archive, one file at a time, through apt's own downloader and configuration.
 
-#![allow(dead_code, reason = "what the tests of the swarm use comes with them")]
-
 use super::process::run;
 use super::trixie::debian_mirror;
 use parking_lot::Mutex;

@@ -1,0 +1,136 @@
+//! What the lab plays through: each scenario makes its machines, lets real apt run on them, checks every file, and counts.
+
+use crate::harness::crowd::{Crowd, Terms};
+use crate::harness::process::Finished;
+use crate::harness::{Package, Running};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// One scenario.
+pub(crate) struct Scenario {
+    /// What it is called on the command line.
+    pub(crate) name: &'static str,
+    /// One line for people.
+    pub(crate) about: &'static str,
+    /// Plays it. A wrong byte or a failed apt ends it with a panic; what it counted is for the caller to judge.
+    pub(crate) play: fn() -> Outcome,
+}
+
+/// All scenarios.
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario {
+        name: "fleet-small",
+        about: "8 cold machines of a fleet install the same 40 packages at the same moment",
+        play: || fleet(8, fleet_packages(), None),
+    },
+    Scenario {
+        name: "fleet-16",
+        about: "16 cold machines of a fleet, 125 MB each, links and mirror at 50 Mbit/s",
+        play: || fleet(16, plan_125_mb(), Some(50)),
+    },
+    Scenario {
+        name: "update-from-neighbour",
+        about: "the second machine's apt-get update, with the first one's indexes on the same wire",
+        play: update_from_neighbour,
+    },
+];
+
+/// What one machine did.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Line {
+    pub(crate) machine: usize,
+    /// apt's exit code.
+    pub(crate) exit: i32,
+    /// apt's time, in seconds.
+    pub(crate) seconds: f64,
+    /// What the mirror sent to it: bodies, without what apt asks for itself in each case (`InRelease`).
+    pub(crate) mirror_bytes: u64,
+    /// What poolfs there got from the mirror, in bytes.
+    pub(crate) from_mirror: u64,
+    /// From peers.
+    pub(crate) from_peers: u64,
+    /// What it gave to others.
+    pub(crate) given: u64,
+}
+
+/// What a scenario counted.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Outcome {
+    /// Bytes that each machine wanted.
+    pub(crate) wanted_bytes: u64,
+    /// What all machines together got from the mirror, in copies of what one wanted.
+    pub(crate) copies: f64,
+    pub(crate) lines: Vec<Line>,
+}
+
+/// Bookworm's mix of sizes in small: most packages of one piece, most bytes in the others.
+fn fleet_packages() -> Vec<Package> {
+    let small = (0..36).map(|n| Package::new(&format!("small{n:02}"), "1.0", 4_000 + n * 9_000));
+    let large = (0..4).map(|n| Package::new(&format!("large{n}"), "1.0", 2_000_000 + n * 1_300_000));
+    small.chain(large).collect()
+}
+
+/// 89 packages of 125 MB, 66 of them of one piece.
+fn plan_125_mb() -> Vec<Package> {
+    let small = (0..66).map(|n| Package::new(&format!("small{n:02}"), "1.0", 2_000 + n * 1_700));
+    let large = (0..23).map(|n| Package::new(&format!("large{n:02}"), "1.0", 700_000 + n * 430_000));
+    small.chain(large).collect()
+}
+
+/// Everybody installs everything at the same moment; nobody has anything.
+fn fleet(machines: usize, packages: Vec<Package>, mbit: Option<u32>) -> Outcome {
+    let crowd = Crowd::new(machines, packages, &Terms { fleet: true, mbit, ..Terms::default() });
+    crowd.up(true);
+    let ends = at_once(machines, |machine| crowd.start_download(machine));
+    for (machine, (finished, _)) in ends.iter().enumerate() {
+        assert_eq!(finished.deb_gets(), Vec::<&str>::new(), "apt fetched by itself: {finished}");
+        crowd.assert_all_here(machine);
+    }
+    outcome(&crowd, crowd.plan_bytes(), ends, |path| path.ends_with(".deb"))
+}
+
+/// The first machine updates from the mirror, then the second one.
+fn update_from_neighbour() -> Outcome {
+    let crowd = Crowd::new(2, fleet_packages(), &Terms { fleet: true, ..Terms::default() });
+    crowd.start(true);
+    crowd.machines[0].update();
+    let wanted = crowd.machines[0].status().bytes.mirror;
+    crowd.mirror.forget_log();
+    let began = Instant::now();
+    let finished = crowd.machines[1].update();
+    let ends = vec![(finished, began.elapsed())];
+    let mut outcome = outcome(&crowd, wanted, ends, |path| !path.ends_with("/InRelease"));
+    outcome.lines[0].machine = 1;
+    outcome.lines[0].mirror_bytes = crowd.mirror_bytes_of(1, |path| !path.ends_with("/InRelease"));
+    outcome
+}
+
+/// Starts one program for each machine and waits for all, each with its own time.
+fn at_once(machines: usize, start: impl Fn(usize) -> Running) -> Vec<(Finished, Duration)> {
+    let began = Instant::now();
+    let running: Vec<Running> = (0..machines).map(start).collect();
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = running.into_iter().map(|one| scope.spawn(move || (one.wait().ok(), began.elapsed()))).collect();
+        waiting.into_iter().map(|thread| thread.join().expect("it said why")).collect()
+    })
+}
+
+fn outcome(crowd: &Crowd, wanted_bytes: u64, ends: Vec<(Finished, Duration)>, counts: impl Fn(&str) -> bool) -> Outcome {
+    let line = |(machine, (finished, took)): (usize, (Finished, Duration))| {
+        let status = crowd.machines[machine].status();
+        Line {
+            machine,
+            exit: finished.code(),
+            seconds: took.as_secs_f64(),
+            mirror_bytes: crowd.mirror_bytes_of(machine, &counts),
+            from_mirror: status.bytes.mirror,
+            from_peers: status.bytes.peer,
+            given: status.uploaded.bytes,
+        }
+    };
+    let lines: Vec<Line> = ends.into_iter().enumerate().map(line).collect();
+    let mirror: u64 = (0..crowd.machines.len()).map(|machine| crowd.mirror_bytes_of(machine, &counts)).sum();
+    #[allow(clippy::cast_precision_loss, reason = "a ratio to print")]
+    let copies = mirror as f64 / wanted_bytes.max(1) as f64;
+    Outcome { wanted_bytes, copies, lines }
+}
