@@ -205,14 +205,20 @@ pub struct Dht {
 impl Dht {
     /// Binds the sockets and starts the node; with `netdb` it has the key and the nodes of earlier runs, otherwise new ones.
     pub async fn start(options: NodeOptions, netdb: Option<Arc<NetDb>>) -> Result<Self, StartError> {
+        let (dht, driver) = Self::prepare(options, netdb).await?;
+        tokio::spawn(driver.run());
+        Ok(dht)
+    }
+
+    /// Everything but running it.
+    async fn prepare(options: NodeOptions, netdb: Option<Arc<NetDb>>) -> Result<(Self, Driver), StartError> {
         let sockets = sockets::Sockets::bind(&options.listen)?;
         let local = sockets.local();
         let (commands, commands_out) = mpsc::channel(COMMANDS_MAX);
         let events = broadcast::Sender::new(EVENTS_MAX);
         let driver = Driver::new(options, sockets, netdb, commands_out, events.clone()).await?;
         let (key, standing, median) = (driver.key(), driver.standing(), driver.median());
-        tokio::spawn(driver.run());
-        Ok(Self { commands, events, local, key, standing, median, numbers: Arc::default() })
+        Ok((Self { commands, events, local, key, standing, median, numbers: Arc::default() }, driver))
     }
 
     /// The address bound in a family.

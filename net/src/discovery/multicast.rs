@@ -227,7 +227,11 @@ fn parse_interfaces(names: &[String], igmp: &str, if_inet6: &str) -> Vec<Interfa
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::super::shell::HEARD_QUEUE_MAX;
     use super::*;
+    use socket2::SockRef;
 
     /// A wrong reading of the kernel's tables would leave a link silent or take a privacy address for the machine's own.
     #[test]
@@ -259,5 +263,38 @@ mod tests {
         let found = parse_interfaces(&[], &igmp, "");
         assert_eq!(found.len(), LINKS_MAX);
         assert_eq!(found[LINKS_MAX - 1].index, 15);
+    }
+
+    /// A link that is flooded with hellos while this node is busy must cost it no more memory than the queue, and must not leave it
+    /// deaf afterwards.
+    #[tokio::test]
+    async fn hellos_past_the_queue_are_dropped() {
+        const MORE: usize = 100;
+        /// Few enough for the smallest receive buffer of a kernel.
+        const AT_ONCE: usize = 20;
+        let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+        let (heard_in, mut heard) = mpsc::channel(HEARD_QUEUE_MAX);
+        let task = tokio::spawn(receive_all(Arc::clone(&socket), heard_in));
+        let sender = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        for n in 0..HEARD_QUEUE_MAX + MORE {
+            sender.send_to(&n.to_be_bytes(), socket.local_addr().unwrap()).unwrap();
+            if n % AT_ONCE == 0 || n + 1 == HEARD_QUEUE_MAX + MORE {
+                // Until the kernel has no more of them.
+                while SockRef::from(&*socket).peek_sender().is_ok() {
+                    assert!(!task.is_finished(), "deaf after {n}");
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        let mut numbers = Vec::new();
+        while let Ok((_, bytes)) = heard.try_recv() {
+            numbers.push(usize::from_be_bytes(bytes.try_into().unwrap()));
+        }
+        assert_eq!(numbers, (0..HEARD_QUEUE_MAX).collect::<Vec<_>>());
+        sender.send_to(b"later", socket.local_addr().unwrap()).unwrap();
+        assert_eq!(heard.recv().await.unwrap().1, b"later");
+        drop(heard);
+        sender.send_to(b"last", socket.local_addr().unwrap()).unwrap();
+        task.await.unwrap();
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// Hellos that wait to be read; more are dropped, and come again.
-const HEARD_QUEUE_MAX: usize = 256;
+pub(super) const HEARD_QUEUE_MAX: usize = 256;
 
 /// How often the interfaces are looked at for new ones.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(30);

@@ -440,3 +440,6 @@ fn new_node(options: &NodeOptions, sockets: &Sockets, key: &SigningKey) -> Node 
 fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests;

@@ -148,3 +148,32 @@ fn bind_one(address: SocketAddr) -> io::Result<UdpSocket> {
 fn is_family_missing(err: &io::Error) -> bool {
     err.kind() == io::ErrorKind::AddrNotAvailable || err.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    /// A flood that is read to its end would keep commands and timeouts waiting for as long as it lasts.
+    #[tokio::test]
+    async fn a_flood_is_taken_in_batches() {
+        const MORE: usize = 10;
+        let sockets = Sockets::bind(&[(Ipv4Addr::LOCALHOST, 0).into()]).unwrap();
+        let sender = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        for n in 0..BATCH_MAX + MORE {
+            sender.send_to(&n.to_be_bytes(), sockets.local()[0].unwrap()).unwrap();
+        }
+        let take = async || {
+            sockets.readable().await;
+            let mut taken = Vec::new();
+            sockets.receive(|from, bytes| {
+                assert_eq!(from, sender.local_addr().unwrap());
+                taken.push(usize::from_be_bytes(bytes.try_into().unwrap()));
+            });
+            taken
+        };
+        assert_eq!(take().await, (0..BATCH_MAX).collect::<Vec<_>>());
+        assert_eq!(take().await, (BATCH_MAX..BATCH_MAX + MORE).collect::<Vec<_>>(), "the rest waits in the kernel");
+    }
+}

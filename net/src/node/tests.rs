@@ -14,7 +14,7 @@ fn address() -> SocketAddr {
     (Ipv4Addr::new(127, 9, 0, NEXT.fetch_add(1, Ordering::Relaxed)), 0).into()
 }
 
-fn options() -> NodeOptions {
+pub(super) fn options() -> NodeOptions {
     NodeOptions::new(vec![address()], Network::Private)
 }
 
