@@ -120,8 +120,12 @@ impl Fuzz {
 
     fn run_node(&mut self, until: Instant, seed: u64) -> u64 {
         let mut executions = 0;
-        while Instant::now() < until {
-            executions += self.one_node(seed.wrapping_add(executions));
+        // One seed for each node: the networks of strangers and the private ones take turns.
+        for node in 0.. {
+            if Instant::now() >= until {
+                break;
+            }
+            executions += self.one_node(seed.wrapping_add(node));
         }
         executions
     }
