@@ -98,7 +98,7 @@ async fn serve_here(config: Config) -> Result<()> {
     let daemon = start(config, &mut net)?;
     // Who announces what nobody can get from it costs others their time.
     if daemon.server.is_some() {
-        net.announce(Arc::clone(&daemon.store), &daemon.config.net, daemon.config.fleet.gateway);
+        net.announce(Arc::clone(&daemon.store), &daemon.config.net, &daemon.config.fleet);
     }
     let mut ended = daemon.mounts.lock().ended();
     for stats in daemon.mounts.lock().stats()? {

@@ -101,12 +101,13 @@ impl NetSide {
         &self.problems
     }
 
-    /// Tells the fleet what `store` has, and the DHT too where this machine is of no fleet or its gateway, from now on.
-    pub fn announce(&mut self, store: Arc<Store>, config: &config::Net, gateway: bool) {
+    /// Tells the fleet what `store` has, and the DHT too where this machine is to be of no fleet or its gateway, from now on.
+    /// A fleet whose key cannot be read is one all the same: its members announce nothing outside.
+    pub fn announce(&mut self, store: Arc<Store>, config: &config::Net, fleet: &config::Fleet) {
         if let Some(fleet) = &self.fleet {
             self.tasks.spawn(Holdings::new(Arc::clone(&store), fleet.clone()).run());
         }
-        if let Some(node) = self.node.as_ref().filter(|_| gateway || self.fleet.is_none()) {
+        if let Some(node) = self.node.as_ref().filter(|_| fleet.gateway || fleet.key_file.is_none()) {
             let arriving = Arc::clone(&self.arriving);
             self.tasks.spawn(Announcer::new(store, arriving, node.dht.clone(), config.announce, config.network).run());
         }

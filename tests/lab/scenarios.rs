@@ -1,8 +1,8 @@
 //! What the lab plays through: each scenario makes its machines, lets real apt run on them, checks every file, and counts.
 
-use crate::harness::crowd::{Crowd, Terms};
+use crate::harness::crowd::{Crowd, Terms, await_status};
 use crate::harness::process::Finished;
-use crate::harness::{Package, Running};
+use crate::harness::{Package, Running, assert_holds, listed};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,11 @@ pub(crate) const ALL: &[Scenario] = &[
         name: "update-from-neighbour",
         about: "the second machine's apt-get update, with the first one's indexes on the same wire",
         play: update_from_neighbour,
+    },
+    Scenario {
+        name: "update-debian",
+        about: "apt-get update of trixie with Contents, -updates and -security behind 20 Mbit/s: machine 1 plain, machine 2 with machine 0 beside it",
+        play: update_debian,
     },
 ];
 
@@ -103,6 +108,63 @@ fn update_from_neighbour() -> Outcome {
     outcome.lines[0].machine = 1;
     outcome.lines[0].mirror_bytes = crowd.mirror_bytes_of(1, |path| !path.ends_with("/InRelease"));
     outcome
+}
+
+/// What apt-file adds to apt's configuration; not asked of `-updates`, whose Contents real mirrors often have not.
+const CONTENTS: &str = r#"
+Acquire::IndexTargets::deb::Contents-deb {
+    MetaKey "$(COMPONENT)/Contents-$(ARCHITECTURE)";
+    ShortDescription "Contents-$(ARCHITECTURE)";
+    Description "$(RELEASE)/$(COMPONENT) $(ARCHITECTURE) Contents (deb)";
+    flatMetaKey "Contents-$(ARCHITECTURE)";
+    flatDescription "$(RELEASE) Contents (deb)";
+    PDiffs "true";
+    KeepCompressed "true";
+    DefaultEnabled "false";
+};
+"#;
+
+/// The real archive's indexes: machine 0 has them, machine 1 is without poolfs, machine 2 has machine 0 beside it.
+fn update_debian() -> Outcome {
+    let terms = Terms { fleet: true, mirror_mbit: Some(20), apt_conf: CONTENTS.to_owned(), ..Terms::default() };
+    let crowd = Crowd::debian(3, &[], &terms);
+    for machine in [0, 2] {
+        crowd.machines[machine].up();
+    }
+    for machine in [0, 2] {
+        await_status(&crowd.machines[machine], "knows the other", |status| status.fleet_members == 2);
+    }
+    crowd.machines[0].apt_get(&["update"]).ok();
+    crowd.mirror.forget_log();
+    let line = |machine: usize| {
+        let began = Instant::now();
+        let finished = crowd.machines[machine].apt_get(&["update"]).ok();
+        let seconds = began.elapsed().as_secs_f64();
+        let status = (machine != 1).then(|| crowd.machines[machine].status());
+        Line {
+            machine,
+            exit: finished.code(),
+            seconds,
+            mirror_bytes: crowd.mirror_bytes_of(machine, |_| true),
+            from_mirror: status.as_ref().map_or(0, |status| status.bytes.mirror),
+            from_peers: status.as_ref().map_or(0, |status| status.bytes.peer),
+            given: status.as_ref().map_or(0, |status| status.uploaded.bytes),
+        }
+    };
+    let lines = vec![line(1), line(2)];
+    let wanted_bytes = lines[0].mirror_bytes;
+    #[allow(clippy::cast_precision_loss, reason = "a ratio to print")]
+    let copies = lines[1].mirror_bytes as f64 / wanted_bytes.max(1) as f64;
+    let listed = |machine: usize| {
+        let mut files: Vec<_> = listed(&crowd.machines[machine].lists()).into_iter().filter(|name| name.contains("_dists_")).collect();
+        files.sort();
+        files
+    };
+    assert_eq!(listed(1), listed(2), "the lists are those of plain apt");
+    for name in listed(1) {
+        assert_holds(&crowd.machines[2].lists().join(&name), &std::fs::read(crowd.machines[1].lists().join(&name)).unwrap());
+    }
+    Outcome { wanted_bytes, copies, lines }
 }
 
 /// Starts one program for each machine and waits for all, each with its own time.

@@ -215,6 +215,7 @@ impl Core {
     /// Tells the wall clock anew.
     pub fn set_unix_time(&mut self, now: Instant, unix_s: u64) {
         self.unix = (now, unix_s);
+        self.members.set_unix_time(now, unix_s);
     }
 
     /// Tells anew which prefixes this machine has a link to.

@@ -472,6 +472,11 @@ impl Members {
         self.insert(record, State::Alive, Some(from), now);
     }
 
+    /// Tells the wall clock anew: it may have been set since the start.
+    pub(super) fn set_unix_time(&mut self, now: Instant, unix_s: u64) {
+        self.now_s = (now, unix_s);
+    }
+
     fn is_plausible(&self, incarnation: u64, now: Instant) -> bool {
         let now_s = self.now_s.1 + now.saturating_duration_since(self.now_s.0).as_secs();
         incarnation <= now_s.saturating_add(INCARNATION_AHEAD_S_MAX)

@@ -18,8 +18,12 @@ pub(crate) struct Terms {
     pub(crate) fleet: bool,
     /// Each machine's link and the mirror's, in Mbit/s.
     pub(crate) mbit: Option<u32>,
+    /// The mirror's link alone, in Mbit/s.
+    pub(crate) mirror_mbit: Option<u32>,
     /// More lines for `[net]` and the sections after it.
     pub(crate) poolfs_toml: String,
+    /// More lines for apt's configuration.
+    pub(crate) apt_conf: String,
 }
 
 /// One row of `poolfs peers --json`.
@@ -86,7 +90,8 @@ impl Crowd {
         }
         let machine = |host: &Host| {
             let apt = if repo.is_some() { Apt::Own } else { Apt::Trixie };
-            let options = Options { apt, host: Some(host.clone()), poolfs_toml: toml.clone(), ..Options::default() };
+            let apt_conf = terms.apt_conf.clone();
+            let options = Options { apt, apt_conf, host: Some(host.clone()), poolfs_toml: toml.clone(), ..Options::default() };
             let sources = repo.as_ref().map_or(Sources::DebianBehind(&mirror), |repo| Sources::Local(repo, &mirror));
             Machine::new(&sources, &options)
         };
@@ -94,6 +99,9 @@ impl Crowd {
         if let Some(mbit) = terms.mbit {
             lan.shape_hub(mbit);
             hosts.iter().for_each(|host| host.shape(mbit));
+        }
+        if let Some(mbit) = terms.mirror_mbit {
+            lan.shape_hub(mbit);
         }
         Self { machines, hosts, mirror, packages, names, repo, _home: home, _lan: lan }
     }

@@ -260,9 +260,12 @@ impl Machine {
             }
             Sources::DebianBehind(mirror) => {
                 let suite = if self.apt == Apt::Trixie { "trixie" } else { "bookworm" };
+                let url = mirror.url();
+                let signed = "Components: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n";
                 let stanza = format!(
-                    "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
-                    mirror.url()
+                    "Types: deb\nURIs: {url}/debian\nSuites: {suite}\nTargets-Add: Contents-deb\n{signed}\n\
+                     Types: deb\nURIs: {url}/debian\nSuites: {suite}-updates\n{signed}\n\
+                     Types: deb\nURIs: {url}/debian-security\nSuites: {suite}-security\n{signed}"
                 );
                 fs::write(parts.join("debian.sources"), stanza).unwrap();
             }

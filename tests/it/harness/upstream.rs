@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 /// Indexes older than this are fetched anew: what they name may have left the archive.
 const INDEXES_KEPT: Duration = Duration::from_secs(12 * 60 * 60);
 
-/// What was fetched, kept by path.
+/// What was fetched, kept by path: `debian/...` and `debian-security/...`.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) kept: PathBuf,
@@ -22,14 +22,17 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     pub(crate) fn new() -> Self {
-        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/e2e/debian");
-        fs::create_dir_all(&kept).unwrap();
-        let indexes = kept.join("dists");
-        let made = fs::metadata(&indexes).and_then(|metadata| metadata.created()).ok();
-        if made.is_some_and(|made| SystemTime::now().duration_since(made).is_ok_and(|age| age > INDEXES_KEPT)) {
-            fs::remove_dir_all(indexes).unwrap();
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/e2e/archive");
+        for archive in ["debian", "debian-security"] {
+            let indexes = kept.join(archive).join("dists");
+            fs::create_dir_all(kept.join(archive)).unwrap();
+            let made = fs::metadata(&indexes).and_then(|metadata| metadata.created()).ok();
+            if made.is_some_and(|made| SystemTime::now().duration_since(made).is_ok_and(|age| age > INDEXES_KEPT)) {
+                fs::remove_dir_all(indexes).unwrap();
+            }
         }
-        Self { kept, url: debian_mirror(), fetching: Mutex::default() }
+        let url = debian_mirror().trim_end_matches('/').trim_end_matches("/debian").to_owned();
+        Self { kept, url, fetching: Mutex::default() }
     }
 
     /// Fetches the file of that absolute path unless it is here; a file that the archive has not stays missing.

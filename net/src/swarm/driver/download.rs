@@ -29,6 +29,9 @@ use tokio::time::sleep_until;
 /// With this many pieces waiting to be handed over no answer is taken: then the requests in flight fill up, and no more begin.
 const PENDING_MAX: usize = 8;
 
+/// Requests in flight while a fleet leads: a lone asker is leased whole groups, which a slow line could not bring at once.
+const LED_FLIGHTS_MAX: usize = 16;
+
 /// Bytes that are compared before it is said that the file is being worked on.
 const CHECKING_BYTES: u64 = 1024 * 1024;
 
@@ -265,7 +268,8 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => tracing::error!(digest = %self.shape.digest, "a request of a download failed: {error}"),
                 },
-                todo = led::next(&mut self.led), if room => self.follow(todo),
+                // What the fleet says next is asked for when there is a slot for it; the lease is renewed meanwhile.
+                todo = led::next(&mut self.led), if room && self.schedule.flights() < LED_FLIGHTS_MAX => self.follow(todo),
                 holder = self.hunt.next(), if room && self.hunting => match holder {
                     Some(holder) => self.add_peer(holder),
                     None => {
@@ -399,8 +403,10 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                         if let Some(at) = first_byte {
                             self.schedule.first_byte(flight, at);
                         }
-                        self.answered(flight, None);
                         let keep = self.turn(|schedule, turn| schedule.piece(flight, digest, turn));
+                        // A piece that misses the list is still needed: the fleet has to name another source.
+                        let missed = self.schedule.blame().needs(piece).then_some(Failure::Refused);
+                        self.answered(flight, missed);
                         if keep {
                             self.kept.keep(piece, digest, bytes);
                         }
