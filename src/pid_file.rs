@@ -23,7 +23,9 @@ fn path_of(socket: &Path) -> PathBuf {
 pub fn hold(socket: &Path) -> Result<Held> {
     let path = path_of(socket);
     if let Some(dir) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(dir).with_context(|| format!("create {}", dir.display()))?;
+        DirBuilder::new().recursive(true).mode(0o755).create(dir).with_context(|| {
+            format!("make a directory for the control socket {}: move what is in its way, or set another control.socket", socket.display())
+        })?;
     }
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
     let mut file = opened.with_context(|| format!("open {}", path.display()))?;

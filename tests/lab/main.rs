@@ -6,12 +6,15 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a laboratory, not a product")]
 #![allow(dead_code, unused_imports, reason = "the harness is that of the end-to-end tests")]
 
-#[path = "../it/harness/mod.rs"]
-mod harness;
 mod scenarios;
+#[path = "../it"]
+mod tests {
+    pub(crate) mod harness;
+}
 
 use scenarios::{ALL, Outcome};
 use std::process::ExitCode;
+pub(crate) use tests::harness;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
