@@ -19,6 +19,7 @@ use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, NodeOptions, expand_listen};
 use poolfs_net::peer::{ClientLimits, Near, NoFacts, Partials, PeerClient, PeerServer, ServerLimits, ServerParts, Shelf};
 use poolfs_net::swarm::driver::{Swarm, SwarmParts};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub struct NetSide {
     node: Option<NetNode>,
     /// The fleet, where a key is configured.
     fleet: Option<Fleet>,
+    /// Holds the port of the node for the server.
+    port: Option<TcpListener>,
     problems: Vec<String>,
     /// Downloads that are given from while they arrive.
     partials: Arc<Partials>,
@@ -55,6 +58,7 @@ impl NetSide {
     pub async fn start(config: &Config) -> Self {
         let mut side = Self {
             node: None,
+            port: None,
             fleet: None,
             problems: Vec::new(),
             partials: Arc::default(),
@@ -62,7 +66,10 @@ impl NetSide {
             tasks: JoinSet::new(),
         };
         let node = match start_node(config).await {
-            Ok(node) => node,
+            Ok((node, port)) => {
+                side.port = port;
+                node
+            }
             Err(err) => {
                 side.problem(format!("no peers, all files come from mirrors: {err:#}; then `poolfs down` and `poolfs up`"));
                 return side;
@@ -143,6 +150,8 @@ impl NetSide {
             auth: self.fleet.as_ref().and_then(Fleet::auth),
             key: dht.keys(),
         };
+        // From here it is the server's.
+        drop(self.port.take());
         match PeerServer::start(parts) {
             Ok(server) => Some(server),
             Err(err) => {
@@ -168,14 +177,36 @@ impl NetSide {
     }
 }
 
-async fn start_node(config: &Config) -> Result<NetNode> {
+/// Ports that are tried where the configuration leaves the choice to the system.
+const PORTS_TRIED: u32 = 8;
+
+/// With port 0 the system chooses one for UDP that TCP may not have: so one of TCP is held first, until the server takes it.
+async fn start_node(config: &Config) -> Result<(NetNode, Option<TcpListener>)> {
+    let listen = config.net.listen;
+    if listen.port() != 0 {
+        return Ok((start_node_at(config, listen).await?, None));
+    }
+    let mut tries = 1;
+    loop {
+        // Where there is no TCP at all the server will say so.
+        let Ok(port) = TcpListener::bind(listen) else { return Ok((start_node_at(config, listen).await?, None)) };
+        let at = SocketAddr::new(listen.ip(), port.local_addr()?.port());
+        match start_node_at(config, at).await {
+            Err(err) if tries < PORTS_TRIED => tracing::debug!("port {}: {err:#}", at.port()),
+            started => return Ok((started?, Some(port))),
+        }
+        tries += 1;
+    }
+}
+
+async fn start_node_at(config: &Config, listen: SocketAddr) -> Result<NetNode> {
     let dir = config.store.state_dir.join("net");
     let netdb = Arc::new(tokio::task::spawn_blocking(move || NetDb::open(&dir)).await??);
     let net = &config.net;
     let bootstrap = net.bootstrap.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     let links = net.discovers_on(net.network).then(Links::default);
     let discovery = DiscoveryConfig { bootstrap, seeds: net.seeds.clone(), links, name_servers: Vec::new() };
-    let options = NodeOptions { discovery, ..NodeOptions::new(expand_listen(net.listen), net.network.into()) };
+    let options = NodeOptions { discovery, ..NodeOptions::new(expand_listen(listen), net.network.into()) };
     let dht = Dht::start(options, Some(Arc::clone(&netdb))).await?;
     Ok(NetNode { dht, netdb })
 }

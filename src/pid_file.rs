@@ -8,6 +8,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The lock of this process; it ends with it, and with it only (the descriptor is not inherited).
 #[derive(Debug)]
@@ -19,8 +20,14 @@ fn path_of(socket: &Path) -> PathBuf {
     socket.with_extension("pid")
 }
 
-/// Takes the file for this process. An error if another supervisor has it.
-pub fn hold(socket: &Path) -> Result<Held> {
+/// How long a supervisor whose daemon has ended may take to end itself.
+pub const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two tries for a held lock.
+const TRY_EVERY: Duration = Duration::from_millis(20);
+
+/// Takes the file for this process, waiting at most `wait` for another supervisor to end. An error if one still has it.
+pub fn hold(socket: &Path, wait: Duration) -> Result<Held> {
     let path = path_of(socket);
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(dir).with_context(|| {
@@ -29,7 +36,13 @@ pub fn hold(socket: &Path) -> Result<Held> {
     }
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
     let mut file = opened.with_context(|| format!("open {}", path.display()))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let deadline = Instant::now() + wait;
+    let mut locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    while locked == Err(Errno::WOULDBLOCK) && Instant::now() < deadline {
+        std::thread::sleep(TRY_EVERY);
+        locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
             let pid = read_pid(&mut file).map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
@@ -67,13 +80,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/control.sock");
         assert_eq!(holder(&socket), None);
-        let held = hold(&socket).unwrap();
+        let held = hold(&socket, Duration::ZERO).unwrap();
         let me = i32::try_from(std::process::id()).unwrap();
         assert_eq!(holder(&socket), Some(me));
-        let refused = hold(&socket).unwrap_err().to_string();
+        let refused = hold(&socket, Duration::ZERO).unwrap_err().to_string();
         assert!(refused.contains(&format!("pid {me}")), "{refused}");
         drop(held);
         assert_eq!(holder(&socket), None);
-        hold(&socket).unwrap();
+        hold(&socket, Duration::ZERO).unwrap();
     }
 }

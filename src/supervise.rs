@@ -109,7 +109,7 @@ enum End {
 /// Runs until the serving process ends cleanly or cannot start. With `tell`, reports are passed on to standard output.
 /// `socket` is the serving process's control socket.
 pub fn run(served: &Served, socket: &Path, tell: bool) -> Result<ExitCode> {
-    let _held = match pid_file::hold(socket) {
+    let _held = match pid_file::hold(socket, pid_file::END_PATIENCE) {
         Ok(held) => held,
         Err(err) if tell => {
             Report::Refused { message: format!("{err:#}") }.send();
