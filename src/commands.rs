@@ -163,11 +163,18 @@ fn down(config: &Config) -> Result<ExitCode> {
     let pid = i32::try_from(status.pid).context("the daemon says no process id")?;
     // Opened before it ends: from then on the number may be another's.
     let process = open_process(pid)?;
+    let supervisor = pid_file::holder(&config.control.socket).and_then(|pid| open_process(pid).ok());
     let mut call = Call::start(&config.control.socket, &Request::Down)?;
     while call.next()?.is_some() {}
     // The next `up` finds neither its socket nor its database in use.
     if !ends(&process)? {
         bail!("everything is unmounted, but process {} does not end: see its log", status.pid);
+    }
+    // Its parent has the log open a moment longer, which keeps the state directory's file system busy.
+    if let Some(supervisor) = supervisor
+        && !ends(&supervisor)?
+    {
+        bail!("everything is unmounted, but the process that watched over {} does not end: see its log", status.pid);
     }
     Ok(ExitCode::SUCCESS)
 }
