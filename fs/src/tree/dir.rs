@@ -254,7 +254,8 @@ impl Tree {
 
     /// Moves a name. `flags`: `RENAME_*` of `renameat2(2)`.
     pub fn rename(self: &Arc<Self>, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Answer<()> {
-        let ghost = self.table.ghost(from.0, from.1).filter(|node| node.backing().is_none());
+        // A file that took the name of a ghost is what the name means.
+        let ghost = self.table.ghost(from.0, from.1).filter(|node| node.backing().is_none() && !self.is_on_disk(from.0, from.1));
         let Some(ghost) = ghost else { return self.rename_real(from, to, flags).into() };
         // The bytes have to be here before they can have another name.
         let tree = Arc::clone(self);
@@ -267,6 +268,14 @@ impl Tree {
             }
             tree.blocking(move |tree| tree.rename_real((from.0, &from.1), (to.0, &to.1), flags)).await
         }))
+    }
+
+    fn is_on_disk(&self, dir: u64, name: &OsStr) -> bool {
+        self.table
+            .get(dir)
+            .ok()
+            .and_then(|dir| Some(rustix::fs::statat(dir.real().ok()?.fd(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok()))
+            .unwrap_or(false)
     }
 
     fn rename_real(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<(), FsError> {

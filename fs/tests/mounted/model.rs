@@ -407,14 +407,15 @@ impl World {
             at.offered().as_ref() == Some(&got)
         );
         self.unread.remove(&path);
-        if self.files.insert(path, expected).is_none() && !at.partial {
+        if self.files.insert(path, expected).is_none() {
             // The object, if there was one, is the file now.
             self.objects.remove(&at.name);
         }
     }
 
     fn read_in_vain(&mut self, at: At) {
-        if !at.partial || !self.is_shown(at, true) {
+        // What is in `objects/` needs no source.
+        if !at.partial || !self.is_shown(at, true) || self.objects.contains(&at.name) {
             return;
         }
         self.source.mood(Mood::HasNothing);
@@ -514,7 +515,7 @@ impl World {
         content.resize(content.len().max(len), 0);
         content[..len].copy_from_slice(&part);
         // apt takes a file of a package's name and size without hashing it: a half-written one is replaced by the package.
-        if let Some(package) = at.offered().filter(|package| !at.partial && package.len() == content.len()) {
+        if let Some(package) = at.offered().filter(|package| len > 0 && !at.partial && package.len() == content.len()) {
             *content = package;
         }
         let taken_over = tempfile::tempdir().unwrap();
@@ -607,4 +608,49 @@ fn a_crash_in_the_first_write() {
     let at = At { partial: false, name: 1 };
     check(&[Op::Write { at, len: 0, seed: 1 }, Op::Crash { at, len: 1 }]);
     check(&[Op::Write { at, len: 0, seed: 3 }, Op::Crash { at, len: 1 }]);
+}
+
+/// A package that was removed is kept in `objects/`, and is there when nobody else has it.
+#[test]
+fn what_is_kept_needs_no_source() {
+    let at = At { partial: true, name: 2 };
+    check(&[
+        Op::Read { at, apt: false, request: 4096 },
+        Op::Unlink { at },
+        Op::Lock,
+        Op::ReadInVain { at },
+        Op::Read { at, apt: true, request: 4096 },
+    ]);
+}
+
+/// A file that was changed and closed before is not half written, though it was open when the process died.
+#[test]
+fn a_crash_before_the_first_write() {
+    let at = At { partial: false, name: 2 };
+    check(&[Op::Read { at, apt: false, request: 4096 }, Op::Patch { at, offset: 0, len: 1 }, Op::Crash { at, len: 0 }]);
+}
+
+/// A package that was removed under one name and read under the other is no longer an object of its own.
+#[test]
+fn an_object_is_used_once() {
+    let (there, here) = (At { partial: true, name: 0 }, At { partial: false, name: 0 });
+    check(&[
+        Op::Read { at: here, apt: false, request: 4096 },
+        Op::Unlink { at: here },
+        Op::Read { at: there, apt: false, request: 4096 },
+        Op::Lock,
+        Op::Read { at: here, apt: true, request: 4096 },
+    ]);
+}
+
+/// A file that is moved over a name nobody could deliver is a file like any other, and can be moved away again.
+#[test]
+fn a_file_takes_the_place_of_a_ghost() {
+    let (ghost, own) = (At { partial: true, name: 2 }, At { partial: false, name: 3 });
+    check(&[
+        Op::ReadInVain { at: ghost },
+        Op::Write { at: own, len: 0, seed: 1 },
+        Op::Rename { from: own, to: ghost },
+        Op::Rename { from: ghost, to: At { partial: false, name: 0 } },
+    ]);
 }
