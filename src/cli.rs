@@ -40,7 +40,7 @@ pub enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Mount one directory, with a daemon of its own
+    /// Mount one directory, by the daemon that runs or a new one
     #[command(after_help = "Examples:\n  poolfs mount archives /var/cache/apt/archives\n  poolfs mount archives /mnt -o ro,browse")]
     Mount {
         /// What the directory is to apt: archives or lists
@@ -48,13 +48,13 @@ pub enum Command {
         role: Role,
         /// The directory to mount over
         dir: PathBuf,
-        /// Mount options, separated by commas: ro, rw, browse, suid, nosuid, dev, nodev
+        /// Mount options, separated by commas: ro, rw, browse, suid, nosuid, dev, nodev, exec, noexec, atime, noatime
         #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
         options: Vec<String>,
         /// Which configuration
         #[command(flatten)]
         common: Common,
-        /// Stay in the foreground and log to standard error
+        /// Stay in the foreground and log to standard error, with a daemon of its own
         #[arg(long)]
         foreground: bool,
     },
@@ -117,7 +117,7 @@ pub enum Command {
         /// Which configuration
         #[command(flatten)]
         common: Common,
-        /// `ROLE DIR OPTIONS` instead of the configured mounts
+        /// `ROLE DIR OPTIONS` instead of the configured mounts; may be repeated
         #[arg(long, num_args = 3)]
         only: Vec<String>,
     },

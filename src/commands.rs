@@ -3,6 +3,7 @@
 use crate::cli::{Cli, Command, Common};
 use crate::config::Config;
 use crate::control::{Call, Reply, Request, Verified};
+use crate::mount_words::{self, Words};
 use crate::pid_file;
 use crate::show;
 use crate::supervise::{self, Report, Served};
@@ -29,10 +30,22 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Runs one command.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Up { common, foreground } => up(Served { common, only: None }, foreground),
+        Command::Up { common, foreground } => up(&Served { common, only: Vec::new() }, foreground),
         Command::Mount { role, dir, options, common, foreground } => {
-            let dir = dir.canonicalize().with_context(|| format!("mount over {}", dir.display()))?;
-            up(Served { common, only: Some((role, dir, options)) }, foreground)
+            let words = Words::read(options.iter().map(String::as_str))?.known()?;
+            mount_words::check(&words.options)?;
+            let wish = crate::config::Mount { role, path: real(&dir)?, options: mount_words::words_of(&words.options) };
+            if foreground {
+                return up(&Served { common, only: vec![wish] }, true);
+            }
+            let config = load(&common)?;
+            need_root()?;
+            let done = crate::mount_helper::mount_or_join(&common, &config, &wish)?;
+            if done == crate::mount_helper::Done::Already {
+                bail!("{} is mounted on {} already", wish.role, wish.path.display());
+            }
+            show::status(&Call::status(&config.control.socket)?);
+            Ok(ExitCode::SUCCESS)
         }
         Command::Down { common } => down(&load(&common)?),
         Command::Status { common, json } => {
@@ -69,10 +82,8 @@ pub(crate) fn start_logging(config: &Config) -> Result<()> {
 fn serve(common: &Common, only: Vec<String>) -> Result<ExitCode> {
     let mut config = load(common)?;
     start_logging(&config)?;
-    if let [role, dir, options] = only.as_slice() {
-        let role = Role::from_word(role).with_context(|| format!("`{role}` is not a role"))?;
-        let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
-        config.mounts = vec![crate::config::Mount { role, path: PathBuf::from(dir), options }];
+    if !only.is_empty() {
+        config.mounts = only.chunks_exact(3).map(only_mount).collect::<Result<_>>()?;
     }
     match crate::daemon::serve(config) {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -83,12 +94,32 @@ fn serve(common: &Common, only: Vec<String>) -> Result<ExitCode> {
     }
 }
 
-/// Starts the daemon, in the foreground or behind, and shows its status when everything is mounted.
-fn up(served: Served, foreground: bool) -> Result<ExitCode> {
-    let config = load(&served.common)?;
+fn only_mount(words: &[String]) -> Result<crate::config::Mount> {
+    let [role, dir, options] = words else { bail!("--only takes three words") };
+    let role = Role::from_word(role).with_context(|| format!("`{role}` is not a role"))?;
+    let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
+    Ok(crate::config::Mount { role, path: PathBuf::from(dir), options })
+}
+
+/// The directory without symbolic links. One with a dead mount on it cannot be looked at, and is taken as it was written.
+fn real(dir: &Path) -> Result<PathBuf> {
+    match dir.canonicalize() {
+        Err(err) if err.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => Ok(std::path::absolute(dir)?),
+        found => found.with_context(|| format!("mount over {}", dir.display())),
+    }
+}
+
+fn need_root() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("mounting needs root: run this with sudo");
     }
+    Ok(())
+}
+
+/// Starts the daemon, in the foreground or behind, and shows its status when everything is mounted.
+fn up(served: &Served, foreground: bool) -> Result<ExitCode> {
+    let config = load(&served.common)?;
+    need_root()?;
     if let Ok(status) = Call::status(&config.control.socket) {
         bail!(
             "a daemon (pid {}) already serves {}: end it with `poolfs down`, or give this one another control.socket",
@@ -99,21 +130,30 @@ fn up(served: Served, foreground: bool) -> Result<ExitCode> {
     if foreground {
         start_logging(&config)?;
         // Only a parent of ours reads reports; a person has the log.
-        return supervise::run(&served, &config.control.socket, std::env::var_os(TELL).is_some());
+        return supervise::run(served, &config.control.socket, std::env::var_os(TELL).is_some());
     }
+    start_behind(served, &config)?;
+    show::status(&Call::status(&config.control.socket)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the daemon in a session of its own; everything is mounted when this returns.
+pub fn start_behind(served: &Served, config: &Config) -> Result<()> {
     let log_path = config.store.state_dir.join("poolfs.log");
     let log = open_log(&log_path)?;
     let mut command = std::process::Command::new(std::env::current_exe().context("find the poolfs program")?);
-    match &served.only {
-        None => command.arg("up"),
-        Some((role, dir, options)) => {
-            command.arg("mount").arg(role.as_str()).arg(dir);
-            if !options.is_empty() {
-                command.arg("-o").arg(options.join(","));
-            }
-            &mut command
+    match served.only.as_slice() {
+        [] => {
+            command.arg("up");
         }
-    };
+        [one] => {
+            command.arg("mount").arg(one.role.as_str()).arg(&one.path);
+            if !one.options.is_empty() {
+                command.arg("-o").arg(one.options.join(","));
+            }
+        }
+        _ => bail!("a daemon is started with one mount, or with those of its configuration"),
+    }
     if let Some(path) = &served.common.config {
         command.arg("--config").arg(path.canonicalize().with_context(|| format!("find configuration {}", path.display()))?);
     }
@@ -123,10 +163,7 @@ fn up(served: Served, foreground: bool) -> Result<ExitCode> {
     let reports = BufReader::new(child.stdout.take().context("the daemon has no output")?);
     for line in reports.lines() {
         match serde_json::from_str(&line.context("read the daemon's report")?).context("understand the daemon's report")? {
-            Report::Ready => {
-                show::status(&Call::status(&config.control.socket)?);
-                return Ok(ExitCode::SUCCESS);
-            }
+            Report::Ready => return Ok(()),
             Report::Refused { message } => {
                 // It still has its log open: whoever reads the message may unmount the directory next.
                 child.wait().context("wait for the daemon to end")?;

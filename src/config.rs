@@ -305,6 +305,12 @@ impl Config {
             if self.mounts[..index].iter().any(|other| other.path == mount.path) {
                 bail!("mount path {} is configured twice: remove one [[mount]]", mount.path.display());
             }
+            if self.mounts[..index].iter().any(|other| other.role == mount.role) {
+                bail!(
+                    "role {} is configured twice: remove one [[mount]], or give it to a daemon with a configuration of its own",
+                    mount.role
+                );
+            }
         }
         for (name, path) in [
             ("store.state_dir", &self.store.state_dir),

@@ -33,6 +33,19 @@ pub enum Request {
         /// A file below a mount, as an absolute path, or a digest.
         file: PathBuf,
     },
+    /// Mount one more directory, or change how one is mounted; one [`Reply::Mounted`].
+    Mount {
+        /// What it is to apt.
+        role: Role,
+        /// Where, as an absolute path.
+        path: PathBuf,
+        /// As after `-o`, without what concerns mount(8) alone.
+        options: Vec<String>,
+        /// Change the options of what is mounted there.
+        remount: bool,
+        /// What the client means by `path`.
+        seen: Seen,
+    },
     /// Unmount everything and end.
     Down,
     /// Check every block of every file; progress, then a [`Verified`].
@@ -52,6 +65,13 @@ pub enum Reply {
     Peers(Vec<PeerRow>),
     /// To [`Request::Why`].
     Why(Box<Why>),
+    /// To [`Request::Mount`].
+    Mounted {
+        /// It was there already.
+        already: bool,
+    },
+    /// To [`Request::Mount`]: the daemon is about to end; a new one may be started when it has.
+    Ending,
     /// How far a long request is.
     Progress {
         /// Bytes done.
@@ -274,6 +294,41 @@ impl Verified {
     }
 }
 
+/// What a process means by a path: by it client and daemon know that they speak of the same directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Device and inode of the mount namespace; `None` without `/proc`.
+    namespace: Option<(u64, u64)>,
+    /// Device and inode of what is at the path; `None` if it cannot be looked at, as a mount whose server is dead.
+    found: Option<(u64, u64)>,
+}
+
+impl Seen {
+    /// As this process sees it, without mounting or following anything at the end of `path`.
+    pub fn at(path: &Path) -> Self {
+        use rustix::fs::AtFlags;
+        let namespace = identity(Path::new("/proc/self/ns/mnt"), AtFlags::empty());
+        Self { namespace, found: identity(path, AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW) }
+    }
+}
+
+fn identity(path: &Path, flags: rustix::fs::AtFlags) -> Option<(u64, u64)> {
+    let found = rustix::fs::statx(rustix::fs::CWD, path, flags, rustix::fs::StatxFlags::BASIC_STATS).ok()?;
+    Some((rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
+}
+
+/// The daemon ended in the middle of a request.
+#[derive(Debug)]
+pub struct Gone;
+
+impl std::fmt::Display for Gone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the daemon ended before it answered: see its log")
+    }
+}
+
+impl std::error::Error for Gone {}
+
 /// The client's end of a request.
 #[derive(Debug)]
 pub struct Call {
@@ -283,24 +338,36 @@ pub struct Call {
 impl Call {
     /// Sends `request` to the daemon at `socket`.
     pub fn start(socket: &Path, request: &Request) -> Result<Self> {
-        let mut stream = UnixStream::connect(socket).map_err(|err| match err.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-                anyhow::anyhow!("no poolfs daemon answers at {}: start one with `poolfs up`", socket.display())
+        let call = Self::try_start(socket, request)?;
+        call.with_context(|| format!("no poolfs daemon answers at {}: start one with `poolfs up`", socket.display()))
+    }
+
+    /// As [`Self::start`]; `None` if no daemon answers.
+    pub fn try_start(socket: &Path, request: &Request) -> Result<Option<Self>> {
+        use std::io::ErrorKind;
+        let mut stream = match UnixStream::connect(socket) {
+            Ok(stream) => stream,
+            Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
+            Err(err) if err.kind() == ErrorKind::PermissionDenied => {
+                bail!("{} may be used by root only: run this as root", socket.display())
             }
-            std::io::ErrorKind::PermissionDenied => anyhow::anyhow!("{} may be used by root only: run this as root", socket.display()),
-            _ => anyhow::Error::new(err).context(format!("connect to {}", socket.display())),
-        })?;
+            Err(err) => return Err(err).with_context(|| format!("connect to {}", socket.display())),
+        };
         let mut line = serde_json::to_string(request).context("encode the request")?;
         line.push('\n');
-        stream.write_all(line.as_bytes()).context("send the request to the daemon")?;
-        Ok(Self { replies: BufReader::new(stream).lines() })
+        match stream.write_all(line.as_bytes()) {
+            // It ended between the two calls; `next` tells.
+            Err(err) if err.kind() == ErrorKind::BrokenPipe => {}
+            written => written.context("send the request to the daemon")?,
+        }
+        Ok(Some(Self { replies: BufReader::new(stream).lines() }))
     }
 
     /// The next reply; `None` at the end of a request that succeeded.
     pub fn next(&mut self) -> Result<Option<Reply>> {
         let line = match self.replies.next() {
             Some(Err(err)) if err.kind() != std::io::ErrorKind::ConnectionReset => return Err(err).context("read the daemon's answer"),
-            None | Some(Err(_)) => bail!("the daemon ended before it answered: see its log"),
+            None | Some(Err(_)) => bail!(Gone),
             Some(Ok(line)) => line,
         };
         match serde_json::from_str(&line).context("understand the daemon's answer")? {

@@ -8,7 +8,8 @@ use crate::apt_names::AptNames;
 use crate::bridge::NetSource;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
-use crate::control::{self, Download, MountStatus, Reply, Request, SourceBytes, Status, Uploaded, Verified, Why};
+use crate::control::{self, Download, MountStatus, Reply, Request, Seen, SourceBytes, Status, Uploaded, Verified, Why};
+use crate::mount_words::{self, Words};
 use crate::net_side::{NetNode, NetSide};
 use crate::shelf::StoreShelf;
 use crate::supervise::Report;
@@ -19,7 +20,7 @@ use poolfs_core::catalog::{AptConfig, Catalog};
 use poolfs_core::store::{Incoming, Kind, Objects, Sharing, Store};
 use poolfs_core::{Digest, Role};
 use poolfs_fs::fetch::{FetchLimits, Fetcher, Progress};
-use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, PreparedMount, prepare};
+use poolfs_fs::mount::{MountOptions, MountSpec, Mounts, Places, PreparedMount, prepare};
 use poolfs_fs::names::Names;
 use poolfs_fs::repair::{RepairLimits, Repairer};
 use poolfs_fs::source::Source;
@@ -64,6 +65,9 @@ struct Daemon {
     fetcher: Arc<Fetcher>,
     repairer: Repairer,
     mounts: Mutex<Mounts>,
+    /// Held by who mounts or unmounts, before `mounts`.
+    joining: tokio::sync::Mutex<Joining>,
+    shelf: Arc<StoreShelf>,
     names: Arc<AptNames>,
     /// What was found wrong behind the start: files that could not be read or recorded, a damaged database.
     background_problems: Mutex<Vec<String>>,
@@ -75,6 +79,13 @@ struct Daemon {
     server: Option<PeerServer>,
     swarm: Arc<Swarm>,
     stop: watch::Sender<bool>,
+}
+
+/// What one who mounts needs to itself.
+struct Joining {
+    places: Places,
+    /// Nothing is mounted any more, and nothing will be.
+    ending: bool,
 }
 
 /// Serves until everything is unmounted or it is told to end.
@@ -101,9 +112,7 @@ async fn serve_here(config: Config) -> Result<()> {
         net.announce(Arc::clone(&daemon.store), &daemon.config.net, &daemon.config.fleet);
     }
     let mut ended = daemon.mounts.lock().ended();
-    for stats in daemon.mounts.lock().stats()? {
-        Report::Mounted { path: stats.path, device: stats.device }.send();
-    }
+    daemon.report_mounted(|_| true)?;
     let settling = tokio::spawn(settle(Arc::clone(&daemon)));
     Report::Ready.send();
     let mut stopping = daemon.stop.subscribe();
@@ -120,8 +129,10 @@ async fn serve_here(config: Config) -> Result<()> {
                     tracing::info!("{} was unmounted; its files are plain", path.display());
                     Report::Unmounted { path }.send();
                 }
-                if daemon.mounts.lock().is_empty() {
+                // Somebody may be mounting; whoever does looks at it again.
+                if daemon.mounts.lock().is_empty() && let Ok(mut joining) = daemon.joining.try_lock() {
                     tracing::info!("nothing is mounted any more");
+                    joining.ending = true;
                     break;
                 }
             }
@@ -139,11 +150,13 @@ async fn serve_here(config: Config) -> Result<()> {
 async fn leave(daemon: &Arc<Daemon>) {
     if let Err(err) = unmount(daemon).await {
         tracing::warn!("{err:#}; detaching");
+        daemon.joining.lock().await.ending = true;
         daemon.mounts.lock().detach();
     }
 }
 
 async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
+    let mut joining = daemon.joining.lock().await;
     let daemon = Arc::clone(daemon);
     let done = tokio::task::spawn_blocking(move || {
         // apt may take its time: meanwhile others can ask for the mounts' figures.
@@ -151,7 +164,9 @@ async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
         let held = locks.hold()?;
         daemon.mounts.lock().unmount_locked(&held)
     });
-    done.await.context("unmount")?.map_err(Into::into)
+    done.await.context("unmount")??;
+    joining.ending = true;
+    Ok(())
 }
 
 /// Brings everything up and mounts.
@@ -191,9 +206,9 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
         lists_elsewhere,
         runtime,
     };
-    let shelf = shelf(&store, &objects, &prepared.mounts)?;
+    let shelf = Arc::new(shelf(&store, &objects, &prepared.mounts)?);
     let mounts = Mounts::mount(prepared.mounts, &parts, true, config.fs.threads)?;
-    let server = net.serve(Arc::new(shelf), &config.net);
+    let server = net.serve(Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>, &config.net);
     let daemon = Daemon {
         config,
         started,
@@ -204,6 +219,8 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
         fetcher,
         repairer,
         mounts: Mutex::new(mounts),
+        joining: tokio::sync::Mutex::new(Joining { places: prepared.places, ending: false }),
+        shelf,
         names,
         background_problems: Mutex::new(net.problems().to_vec()),
         node: net.node().cloned(),
@@ -260,40 +277,17 @@ fn open_lists(path: Option<&Path>, problems: &mut Vec<String>) -> Option<Arc<Own
 }
 
 fn spec(mount: &config::Mount, fs: &config::Fs) -> Result<MountSpec> {
-    let mut options = MountOptions { no_lazy_archives: !fs.lazy_archives, ..MountOptions::default() };
-    for option in &mount.options {
-        match option.as_str() {
-            "ro" => options.read_only = true,
-            "rw" => options.read_only = false,
-            "browse" => options.browse = true,
-            "suid" => options.nosuid = false,
-            "nosuid" => options.nosuid = true,
-            "dev" => options.nodev = false,
-            "nodev" => options.nodev = true,
-            other => {
-                bail!("unknown mount option `{other}` for {}: known are ro, rw, browse, suid, nosuid, dev, nodev", mount.path.display())
-            }
-        }
-    }
-    if options.browse && !options.read_only {
-        bail!(
-            "mount option `browse` for {} needs `ro`: a listing of every package that exists is not what apt expects to clean",
-            mount.path.display()
-        );
-    }
+    let of_mount = || format!("mount {}", mount.path.display());
+    let words = Words::read(mount.options.iter().map(String::as_str)).and_then(Words::known).with_context(of_mount)?;
+    mount_words::check(&words.options).with_context(of_mount)?;
+    let options = MountOptions { no_lazy_archives: !fs.lazy_archives, ..words.options };
     Ok(MountSpec { role: mount.role, path: mount.path.clone(), options })
 }
 
 /// After the mounts answer: the files that changed while nothing was mounted, then what a crash may have left.
 async fn settle(daemon: Arc<Daemon>) {
     for tree in daemon.trees() {
-        match tree.scan().await {
-            Ok(scanned) => {
-                tracing::info!(role = %tree.role(), files = scanned.files, hashed = scanned.hashed, forgotten = scanned.forgotten, "compared with the database");
-                daemon.background_problems.lock().extend(scanned.problems);
-            }
-            Err(err) => tracing::error!(role = %tree.role(), "compare with the database: {err}"),
-        }
+        daemon.scan(&tree).await;
     }
     if let Err(err) = tokio::task::spawn_blocking(move || tidy(&daemon)).await {
         tracing::error!("look for what a crash left: {err}");
@@ -334,6 +328,96 @@ fn tidy(daemon: &Daemon) {
 }
 
 impl Daemon {
+    async fn scan(&self, tree: &Arc<Tree>) {
+        match tree.scan().await {
+            Ok(scanned) => {
+                tracing::info!(role = %tree.role(), files = scanned.files, hashed = scanned.hashed, forgotten = scanned.forgotten, "compared with the database");
+                self.background_problems.lock().extend(scanned.problems);
+            }
+            Err(err) => tracing::error!(role = %tree.role(), "compare with the database: {err}"),
+        }
+    }
+
+    /// Tells the parent of the mounts at the paths that `wanted` says.
+    fn report_mounted(&self, wanted: impl Fn(&Path) -> bool) -> Result<()> {
+        let mounts = self.mounts.lock();
+        for (stats, spec) in mounts.stats()?.into_iter().zip(mounts.specs()) {
+            if wanted(&stats.path) {
+                let options = mount_words::words_of(&spec.options);
+                Report::Mounted { path: stats.path, device: stats.device, role: Some(spec.role), options }.send();
+            }
+        }
+        Ok(())
+    }
+
+    /// Mounts one more directory, or changes how one is mounted.
+    async fn mount(self: &Arc<Self>, wish: config::Mount, remount: bool, seen: Seen) -> Result<Reply> {
+        let mut joining = self.joining.lock().await;
+        if joining.ending {
+            return Ok(Reply::Ending);
+        }
+        if tokio::task::block_in_place(|| Seen::at(&wish.path)) != seen {
+            bail!(
+                "the daemon (pid {}) sees another directory at {}: it runs in another mount namespace or root; start one there with `-o config=FILE` \
+                 and another control.socket in it",
+                std::process::id(),
+                wish.path.display()
+            );
+        }
+        let mut spec = spec(&wish, &self.config.fs)?;
+        let old = self.mounts.lock().specs().find(|old| old.role == spec.role).cloned();
+        match old {
+            Some(old) if old.path == spec.path && remount => {
+                if spec.options.browse && !old.options.browse {
+                    bail!("mount option `browse` of {} cannot be changed by a remount: unmount it, then mount it so", spec.path.display());
+                }
+                spec.options.browse = old.options.browse;
+                mount_words::check(&spec.options)?;
+                self.mounts.lock().remount(&spec.path, spec.options)?;
+                self.report_mounted(|path| path == spec.path)?;
+                tracing::info!("{} was remounted {}", spec.path.display(), mount_words::words_of(&spec.options).join(","));
+                return Ok(Reply::Mounted { already: false });
+            }
+            None if remount => bail!("{} is not mounted: mount it first", spec.path.display()),
+            Some(old) if old.path == spec.path => return Ok(Reply::Mounted { already: true }),
+            Some(old) => bail!(
+                "{} is mounted on {} by this daemon, which has one of each: unmount that first, or give this one a daemon with a configuration of its \
+                 own (config=FILE)",
+                old.role,
+                old.path.display()
+            ),
+            None => {}
+        }
+        let prepared = tokio::task::block_in_place(|| joining.places.add(&spec))?;
+        let daemon = Arc::clone(self);
+        let mounting = tokio::task::spawn_blocking(move || {
+            // apt may take its time: meanwhile others can ask for the mounts' figures.
+            let lock = prepared.lock()?;
+            let dir = prepared.dir.try_clone().context("open the covered directory once more")?;
+            daemon.shelf.set_dir(prepared.spec.role, dir);
+            let path = prepared.spec.path.clone();
+            let tree = daemon.mounts.lock().add(prepared, lock)?;
+            anyhow::Ok((tree, path))
+        });
+        match mounting.await.context("mount")? {
+            Ok((tree, path)) => {
+                self.report_mounted(|mounted| mounted == path)?;
+                tracing::info!("{} is mounted", path.display());
+                let daemon = Arc::clone(self);
+                tokio::spawn(async move { daemon.scan(&tree).await });
+                Ok(Reply::Mounted { already: false })
+            }
+            Err(err) => {
+                // The last of the others may have gone meanwhile.
+                if self.mounts.lock().is_empty() {
+                    joining.ending = true;
+                    self.stop.send_replace(true);
+                }
+                Err(err)
+            }
+        }
+    }
+
     fn trees(&self) -> Vec<Arc<Tree>> {
         self.mounts.lock().trees().cloned().collect()
     }
@@ -472,6 +556,10 @@ impl Handler for Daemon {
                     let (daemon, asked) = (Arc::clone(&self), file.clone());
                     let why = tokio::task::spawn_blocking(move || daemon.why(&asked)).await.context("look the file up")??;
                     replies.send(Reply::Why(Box::new(why))).await.context("the client went away")
+                }
+                control::Request::Mount { role, path, options, remount, seen } => {
+                    let reply = self.mount(config::Mount { role, path, options }, remount, seen).await?;
+                    replies.send(reply).await.context("the client went away")
                 }
                 control::Request::Down => {
                     unmount(&self).await?;

@@ -12,6 +12,8 @@ mod control;
 mod daemon;
 mod dht_cmd;
 mod holdings;
+mod mount_helper;
+mod mount_words;
 mod net_side;
 mod peers_cmd;
 mod pid_file;
@@ -24,6 +26,10 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if let Some(name) = mount_helper::is_called_so(std::env::args_os().next().as_ref()) {
+        return mount_helper::main(name, &mut arguments);
+    }
     match commands::run(cli::Cli::parse()) {
         Ok(code) => code,
         Err(err) => {

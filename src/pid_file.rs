@@ -29,29 +29,47 @@ const TRY_EVERY: Duration = Duration::from_millis(20);
 /// Takes the file for this process, waiting at most `wait` for another supervisor to end. An error if one still has it.
 pub fn hold(socket: &Path, wait: Duration) -> Result<Held> {
     let path = path_of(socket);
+    let mut file = open_beside(socket, &path)?;
+    if !lock(&file, &path, wait)? {
+        let pid = read_pid(&mut file).map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+        bail!("another process (pid {pid}) already watches over the daemon of {}: end it with `poolfs down`", socket.display());
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(|| format!("write {}", path.display()))?;
+    Ok(Held { _file: file })
+}
+
+/// Waits for this process's turn to look for a daemon and to start one: two mounts at boot want the same one. An error when
+/// it does not come within `wait`.
+pub fn turn(socket: &Path, wait: Duration) -> Result<Held> {
+    let path = socket.with_extension("lock");
+    let file = open_beside(socket, &path)?;
+    if !lock(&file, &path, wait)? {
+        bail!("another process has been starting the daemon of {} for {} s: see its log", socket.display(), wait.as_secs());
+    }
+    Ok(Held { _file: file })
+}
+
+fn open_beside(socket: &Path, path: &Path) -> Result<File> {
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(dir).with_context(|| {
             format!("make a directory for the control socket {}: move what is in its way, or set another control.socket", socket.display())
         })?;
     }
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
-    let mut file = opened.with_context(|| format!("open {}", path.display()))?;
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path);
+    opened.with_context(|| format!("open {}", path.display()))
+}
+
+/// Whether the lock was had within `wait`.
+fn lock(file: &File, path: &Path, wait: Duration) -> Result<bool> {
     let deadline = Instant::now() + wait;
-    let mut locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
-    while locked == Err(Errno::WOULDBLOCK) && Instant::now() < deadline {
-        std::thread::sleep(TRY_EVERY);
-        locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
-    }
-    match locked {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let pid = read_pid(&mut file).map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
-            bail!("another process (pid {pid}) already watches over the daemon of {}: end it with `poolfs down`", socket.display());
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(TRY_EVERY),
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(err) => return Err(err).with_context(|| format!("lock {}", path.display())),
         }
-        Err(err) => return Err(err).with_context(|| format!("lock {}", path.display())),
     }
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(|| format!("write {}", path.display()))?;
-    Ok(Held { _file: file })
 }
 
 /// The supervisor of that socket's daemon, if one runs.

@@ -4,7 +4,7 @@
 //! are those of its record. The bytes are checked by who sends them; here it is only told that a block was wrong, looked at once
 //! more, and the record marked, so that the next reader has it mended.
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use poolfs_core::piece::{self, BLOCK_BYTES};
 use poolfs_core::store::{Objects, SharedTo, Stamp, State, Store, StoreError};
 use poolfs_core::{BlockSum, Digest, Role, Sums};
@@ -30,7 +30,7 @@ pub struct StoreShelf {
     store: Arc<Store>,
     objects: Arc<Objects>,
     /// The covered directories.
-    dirs: Vec<(Role, OwnedFd)>,
+    dirs: RwLock<Vec<(Role, OwnedFd)>>,
     /// Latest used last. Sums belong to a content, so they never grow old.
     sums: Mutex<VecDeque<Arc<Sums>>>,
 }
@@ -38,7 +38,14 @@ pub struct StoreShelf {
 impl StoreShelf {
     /// Gives what `store` and `objects` hold; files of a role without a directory are not given.
     pub fn new(store: Arc<Store>, objects: Arc<Objects>, dirs: Vec<(Role, OwnedFd)>) -> Self {
-        Self { store, objects, dirs, sums: Mutex::default() }
+        Self { store, objects, dirs: RwLock::new(dirs), sums: Mutex::default() }
+    }
+
+    /// From now on files of that role are given from `dir`.
+    pub fn set_dir(&self, role: Role, dir: OwnedFd) {
+        let mut dirs = self.dirs.write();
+        dirs.retain(|(of, _)| *of != role);
+        dirs.push((role, dir));
     }
 
     fn look(&self, digest: &Digest, to: Audience) -> Result<Option<Shelved>, StoreError> {
@@ -65,7 +72,8 @@ impl StoreShelf {
 
     /// The file at `path`, if it is still the one that was recorded.
     fn open(&self, role: Role, path: &[u8], stamp: Stamp) -> Option<File> {
-        let (_, dir) = self.dirs.iter().find(|(of, _)| *of == role)?;
+        let dirs = self.dirs.read();
+        let (_, dir) = dirs.iter().find(|(of, _)| *of == role)?;
         // NONBLOCK: a fifo under this name must not hang us.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;

@@ -11,7 +11,12 @@ use std::time::Duration;
 
 /// An error with its causes on one line.
 pub fn error(err: &anyhow::Error) {
-    eprintln!("poolfs: {err:#}");
+    error_of("poolfs", err);
+}
+
+/// As [`error`], by the name that the program was called by.
+pub fn error_of(program: &str, err: &anyhow::Error) {
+    eprintln!("{program}: {err:#}");
 }
 
 /// A line of plain text.

@@ -6,6 +6,7 @@
 //! one that dies again and again before it ever served.
 
 use crate::cli::Common;
+use crate::config::Mount;
 use crate::pid_file;
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
@@ -43,6 +44,12 @@ pub enum Report {
         path: PathBuf,
         /// Its device, so that only this very mount is ever detached.
         device: String,
+        /// How it is mounted, so that it comes back the same way.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<Role>,
+        /// Its options, as in fstab.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        options: Vec<String>,
     },
     /// Somebody unmounted it.
     Unmounted {
@@ -74,8 +81,8 @@ impl Report {
 pub struct Served {
     /// Which configuration.
     pub common: Common,
-    /// Instead of the configured mounts.
-    pub only: Option<(Role, PathBuf, Vec<String>)>,
+    /// Instead of the configured mounts, if there are any.
+    pub only: Vec<Mount>,
 }
 
 impl Served {
@@ -86,8 +93,8 @@ impl Served {
         if let Some(config) = &self.common.config {
             command.arg("--config").arg(config);
         }
-        if let Some((role, dir, options)) = &self.only {
-            command.arg("--only").arg(role.as_str()).arg(dir).arg(options.join(","));
+        for Mount { role, path, options } in &self.only {
+            command.arg("--only").arg(role.as_str()).arg(path).arg(options.join(","));
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         // Cleanly, when its parent ends: nobody else would detach its mounts if it died later.
@@ -122,11 +129,13 @@ pub fn run(served: &Served, socket: &Path, tell: bool) -> Result<ExitCode> {
         let mut stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?];
         let mut deaths = 0;
         let mut ready_once = false;
+        // What comes back after a death: mounts may have come and gone since the start.
+        let mut served = served.clone();
         loop {
             let started = Instant::now();
             let mut mounted = Vec::new();
             let child = served.command()?.spawn().context("start the serving process")?;
-            let end = watch(child, &mut mounted, &mut stop, &mut ready_once, tell).await?;
+            let end = watch(child, &mut mounted, &mut served.only, &mut stop, &mut ready_once, tell).await?;
             // Whatever the end was, a mount that is left would hang every program that looks at it.
             detach_all(&mounted);
             // Who waits for the first start is told at last.
@@ -171,6 +180,7 @@ async fn interrupted(stop: &mut [tokio::signal::unix::Signal; 3], pause: Duratio
 async fn watch(
     mut child: Child,
     mounted: &mut Vec<(PathBuf, String)>,
+    served: &mut Vec<Mount>,
     stop: &mut [tokio::signal::unix::Signal; 3],
     ready_once: &mut bool,
     tell: bool,
@@ -187,8 +197,16 @@ async fn watch(
                 Some(line) => match serde_json::from_str::<Report>(&line) {
                     Ok(report) => {
                         match &report {
-                            Report::Mounted { path, device } => mounted.push((path.clone(), device.clone())),
-                            Report::Unmounted { path } => mounted.retain(|(known, _)| known != path),
+                            Report::Mounted { path, device, role, options } => {
+                                mounted.retain(|(known, _)| known != path);
+                                mounted.push((path.clone(), device.clone()));
+                                served.retain(|known| known.path != *path);
+                                served.extend(role.map(|role| Mount { role, path: path.clone(), options: options.clone() }));
+                            }
+                            Report::Unmounted { path } => {
+                                mounted.retain(|(known, _)| known != path);
+                                served.retain(|known| known.path != *path);
+                            }
                             Report::Ready => *ready_once = true,
                             Report::Refused { message } => refused = Some(message.clone()),
                         }
@@ -300,7 +318,12 @@ mod tests {
             assert_eq!(serde_json::to_string(&report).expect("plain"), want);
             assert_eq!(serde_json::from_str::<Report>(want).expect("own form"), report);
         };
-        check(Report::Mounted { path: "/x".into(), device: "0:44".into() }, r#"{"mounted":{"path":"/x","device":"0:44"}}"#);
+        let mounted = |role, options| Report::Mounted { path: "/x".into(), device: "0:44".into(), role, options };
+        check(mounted(None, Vec::new()), r#"{"mounted":{"path":"/x","device":"0:44"}}"#);
+        check(
+            mounted(Some(Role::Lists), vec!["ro".into()]),
+            r#"{"mounted":{"path":"/x","device":"0:44","role":"lists","options":["ro"]}}"#,
+        );
         check(Report::Ready, r#""ready""#);
         check(Report::Refused { message: "no".into() }, r#"{"refused":{"message":"no"}}"#);
     }

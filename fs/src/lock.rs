@@ -20,7 +20,7 @@ const TRY_EVERY: Duration = Duration::from_millis(100);
 
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub struct Held {
     _file: File,
 }
 

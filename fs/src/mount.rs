@@ -11,7 +11,8 @@ mod table;
 
 use crate::adapter;
 use crate::errno::FsError;
-use crate::lock::{self, Held};
+use crate::lock;
+pub use crate::lock::Held;
 use crate::refresh::Refresher;
 use crate::tree::{self, Tree, TreeOptions, TreeParts};
 use poolfs_core::Role;
@@ -125,6 +126,10 @@ pub struct MountOptions {
     pub nosuid: bool,
     /// `nodev`: device nodes have no effect.
     pub nodev: bool,
+    /// `noexec`: no file is executed from it.
+    pub noexec: bool,
+    /// `noatime`: reads do not change access times.
+    pub noatime: bool,
     /// Ghosts directly in `archives/` are not shown, not even to those that do not use libapt.
     pub no_lazy_archives: bool,
     /// How long the kernel may believe names and attributes of what is on disk; `None`: [`crate::tree::TTL`].
@@ -140,6 +145,14 @@ pub struct PreparedMount {
     pub dir: OwnedFd,
 }
 
+impl PreparedMount {
+    /// Takes apt's lock in the directory, waiting [`LOCK_WAIT`] for it. Blocks.
+    pub fn lock(&self) -> Result<Held, MountError> {
+        let held = lock::hold_in(self.dir.as_fd(), LOCK_WAIT).map_err(step("lock", &self.spec.path))?;
+        held.ok_or_else(|| MountError::Locked(self.spec.path.clone()))
+    }
+}
+
 /// Everything that has to be open before mounting.
 #[derive(Debug)]
 pub struct Prepared {
@@ -149,6 +162,8 @@ pub struct Prepared {
     pub objects: OwnedFd,
     /// `incoming/` below the cache directory.
     pub incoming: OwnedFd,
+    /// For directories that are mounted over later.
+    pub places: Places,
 }
 
 impl Prepared {
@@ -175,12 +190,16 @@ pub fn prepare(wanted: &[MountSpec], cache_dir: &Path) -> Result<Prepared, Mount
         builder.recursive(true).mode(0o700).create(&dir).map_err(step("create", &dir))?;
     }
     let cache_dir = cache_dir.canonicalize().map_err(step("find", cache_dir))?;
-    let mut clones = Clones { mounts: table::read().map_err(step("read", Path::new("/proc/self/mountinfo")))?, open: Vec::new() };
+    let mut places = Places { mounts: table_now()?, open: Vec::new() };
     let mounts =
-        specs.into_iter().map(|spec| Ok(PreparedMount { dir: clones.open_dir(&spec.path)?, spec })).collect::<Result<_, MountError>>()?;
-    let objects = clones.open_dir(&cache_dir.join("objects"))?;
-    let incoming = clones.open_dir(&cache_dir.join("incoming"))?;
-    Ok(Prepared { mounts, objects, incoming })
+        specs.into_iter().map(|spec| Ok(PreparedMount { dir: places.open_dir(&spec.path)?, spec })).collect::<Result<_, MountError>>()?;
+    let objects = places.open_dir(&cache_dir.join("objects"))?;
+    let incoming = places.open_dir(&cache_dir.join("incoming"))?;
+    Ok(Prepared { mounts, objects, incoming, places })
+}
+
+fn table_now() -> Result<Vec<MountLine>, MountError> {
+    table::read().map_err(step("read", Path::new("/proc/self/mountinfo")))
 }
 
 /// The path without symbolic links, and without dead mounts of ours on it.
@@ -194,7 +213,7 @@ fn clear(path: &Path) -> Result<PathBuf, MountError> {
     let parent = parent.canonicalize().map_err(missing)?;
     let mut target = absolute.file_name().map_or_else(|| parent.clone(), |name| parent.join(name));
     for _ in 0..DEAD_MAX {
-        let mounts = table::read().map_err(step("read", Path::new("/proc/self/mountinfo")))?;
+        let mounts = table_now()?;
         match table::top(&mounts, &target) {
             Some(mount) if mount.fstype == FSTYPE => match alive(&target) {
                 true => return Err(MountError::AlreadyMounted(target)),
@@ -232,13 +251,27 @@ pub fn detach(path: &Path) -> Result<(), MountError> {
     rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(step("detach", path))
 }
 
-/// The cloned mounts that directories are opened in, one per mount.
-struct Clones {
+/// The cloned mounts that directories are opened in, one per mount: who is mounted over later is opened in the clone that is
+/// there, since a rename between two clones fails with EXDEV.
+pub struct Places {
     mounts: Vec<MountLine>,
     open: Vec<(u64, PathBuf, OwnedFd)>,
 }
 
-impl Clones {
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Places").field("clones", &self.open.len()).finish_non_exhaustive()
+    }
+}
+
+impl Places {
+    /// As [`prepare`] for one more directory.
+    pub fn add(&mut self, spec: &MountSpec) -> Result<PreparedMount, MountError> {
+        let spec = MountSpec { path: clear(&spec.path)?, ..spec.clone() };
+        self.mounts = table_now()?;
+        Ok(PreparedMount { dir: self.open_dir(&spec.path)?, spec })
+    }
+
     fn open_dir(&mut self, path: &Path) -> Result<OwnedFd, MountError> {
         let covers = |mount: &MountLine| mount.fstype == FSTYPE || mount.fstype == "autofs";
         let Some(mount) = table::containing(&self.mounts, path, covers) else {
@@ -319,50 +352,102 @@ pub struct Mounts {
     mounts: Vec<Mount>,
     /// How many sessions have ended.
     ended: watch::Sender<u64>,
+    refresher: Arc<Refresher>,
+    /// What every mount of this process is served with.
+    terms: Terms,
+}
+
+/// How all mounts of a process are served.
+#[derive(Debug)]
+struct Terms {
+    parts: TreeParts,
+    /// Off only to measure what checking costs.
+    verify: bool,
+    /// FUSE threads of each mount.
+    threads: usize,
 }
 
 impl Mounts {
     /// Mounts what was prepared and serves it with `threads` FUSE threads each. What was mounted is detached again if a
     /// later one fails. `verify` is off only to measure what checking costs.
     ///
-    /// With a lists directory among them, or elsewhere, the catalog is refreshed in the background, now and whenever apt
-    /// changes it.
+    /// With a lists directory among them, added later, or elsewhere, the catalog is refreshed in the background, now and
+    /// whenever apt changes it.
     /// The caller starts [`Tree::scan`] of each tree when it has the time.
     pub fn mount(prepared: Vec<PreparedMount>, parts: &TreeParts, verify: bool, threads: usize) -> Result<Self, MountError> {
-        let mut mounts = Self { mounts: Vec::new(), ended: watch::Sender::new(0) };
-        let mounted = prepared.iter().find(|mount| mount.spec.role == Role::Lists);
-        let lists = match mounted {
-            Some(lists) => Some(Arc::new(lists.dir.try_clone().map_err(step("open", &lists.spec.path))?)),
-            None => parts.lists_elsewhere.clone(),
-        };
-        let refresher = lists.map(|dir| Refresher::new(Arc::clone(&parts.names), dir, mounted.is_some(), parts.runtime.clone()));
-        for PreparedMount { spec, dir } in prepared {
-            let held = lock::hold_in(dir.as_fd(), LOCK_WAIT).map_err(step("lock", &spec.path))?;
-            let Some(lock) = held else { return Err(MountError::Locked(spec.path)) };
-            if let Err(err) = store::sweep(dir.as_fd()) {
-                tracing::warn!("half a copy may be left in {}: {err}", spec.path.display());
-            }
-            // What a crash left half copied under a name of our own.
-            for below in [".", "partial"] {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let Ok(swept) = rustix::fs::openat(&dir, below, flags, Mode::empty()) else { continue };
-                poolfs_core::store::sweep(swept.as_fd()).map_err(step("sweep", &spec.path))?;
-            }
-            let options = TreeOptions {
-                verify,
-                browse: spec.options.browse,
-                lazy_archives: !spec.options.no_lazy_archives,
-                ttl: spec.options.ttl.unwrap_or(tree::TTL),
-            };
-            let root = dir.try_clone().map_err(step("open", &spec.path))?;
-            let tree = Tree::new(spec.role, root, options, parts.clone(), refresher.clone())?;
-            let ended = mounts.ended.clone();
-            mounts.mounts.push(Mount::start(spec, tree, dir, lock, threads, ended)?);
+        let refresher = Refresher::new(Arc::clone(&parts.names), parts.lists_elsewhere.clone(), false, parts.runtime.clone());
+        let terms = Terms { parts: parts.clone(), verify, threads };
+        let mut mounts = Self { mounts: Vec::new(), ended: watch::Sender::new(0), refresher, terms };
+        // Before the first tree is asked anything: it looks the lists through itself only if nobody follows them.
+        for lists in prepared.iter().filter(|mount| mount.spec.role == Role::Lists) {
+            mounts.follow(lists)?;
         }
-        if let Some(refresher) = refresher {
-            refresher.request(Vanished::Drop);
+        for one in prepared {
+            let lock = one.lock()?;
+            mounts.start(one, lock)?;
         }
+        mounts.refresher.request(Vanished::Drop);
         Ok(mounts)
+    }
+
+    /// Mounts one more directory, whose lock the caller took by [`PreparedMount::lock`], as the others are. Returns its tree.
+    pub fn add(&mut self, prepared: PreparedMount, lock: Held) -> Result<Arc<Tree>, MountError> {
+        let is_lists = prepared.spec.role == Role::Lists;
+        if is_lists {
+            self.follow(&prepared)?;
+        }
+        if let Err(err) = self.start(prepared, lock) {
+            if is_lists {
+                self.refresher.unfollow();
+            }
+            return Err(err);
+        }
+        if is_lists {
+            self.refresher.request(Vanished::Drop);
+        }
+        Ok(Arc::clone(&self.mounts.last().expect("it was just added").tree))
+    }
+
+    fn follow(&self, lists: &PreparedMount) -> Result<(), MountError> {
+        self.refresher.follow(Arc::new(lists.dir.try_clone().map_err(step("open", &lists.spec.path))?));
+        Ok(())
+    }
+
+    fn start(&mut self, PreparedMount { spec, dir }: PreparedMount, lock: Held) -> Result<(), MountError> {
+        if let Err(err) = store::sweep(dir.as_fd()) {
+            tracing::warn!("half a copy may be left in {}: {err}", spec.path.display());
+        }
+        // What a crash left half copied under a name of our own.
+        for below in [".", "partial"] {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let Ok(swept) = rustix::fs::openat(&dir, below, flags, Mode::empty()) else { continue };
+            poolfs_core::store::sweep(swept.as_fd()).map_err(step("sweep", &spec.path))?;
+        }
+        let options = TreeOptions {
+            verify: self.terms.verify,
+            browse: spec.options.browse,
+            lazy_archives: !spec.options.no_lazy_archives,
+            ttl: spec.options.ttl.unwrap_or(tree::TTL),
+        };
+        let root = dir.try_clone().map_err(step("open", &spec.path))?;
+        let tree = Tree::new(spec.role, root, options, self.terms.parts.clone(), Some(Arc::clone(&self.refresher)))?;
+        self.mounts.push(Mount::start(spec, tree, dir, lock, self.terms.threads, self.ended.clone())?);
+        Ok(())
+    }
+
+    /// Changes the options of the mount at `path` that the kernel keeps: all but `browse` and what is shown of ghosts.
+    pub fn remount(&mut self, path: &Path, options: MountOptions) -> Result<(), MountError> {
+        let Some(mount) = self.mounts.iter_mut().find(|mount| mount.spec.path == path) else {
+            return Err(step("remount", path)(io::Error::from(io::ErrorKind::NotFound)));
+        };
+        rustix::mount::mount_remount(path, flags(&options), c"").map_err(step("remount", path))?;
+        mount.spec.options = options;
+        Ok(())
+    }
+
+    /// What is mounted, and how.
+    pub fn specs(&self) -> impl Iterator<Item = &MountSpec> {
+        self.mounts.iter().map(|mount| &mount.spec)
     }
 
     /// The trees that are served.
@@ -398,7 +483,11 @@ impl Mounts {
                 return Err(step("serve", &mount.spec.path)(io::Error::other("the session ended while it was mounted")));
             }
             mount.join();
-            gone.push(self.mounts.remove(index).spec.path);
+            let mount = self.mounts.remove(index);
+            if mount.spec.role == Role::Lists {
+                self.refresher.unfollow();
+            }
+            gone.push(mount.spec.path);
         }
         Ok(gone)
     }
@@ -584,19 +673,23 @@ impl Mount {
 fn mount_at(spec: &MountSpec, device: &OwnedFd) -> Result<(), MountError> {
     let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.as_raw_fd());
     let data = CString::new(data).expect("no zero byte in it");
-    let mut flags = MountFlags::empty();
-    for (wanted, flag) in
-        [(spec.options.read_only, MountFlags::RDONLY), (spec.options.nosuid, MountFlags::NOSUID), (spec.options.nodev, MountFlags::NODEV)]
-    {
-        if wanted {
-            flags |= flag;
-        }
-    }
-    rustix::mount::mount("poolfs", &spec.path, FSTYPE, flags, data.as_c_str()).map_err(|err| match err {
+    // The source as fstab has it: mount(8) knows by it that a line is mounted already.
+    rustix::mount::mount(spec.role.as_str(), &spec.path, FSTYPE, flags(&spec.options), data.as_c_str()).map_err(|err| match err {
         Errno::PERM => MountError::NotRoot,
         Errno::NODEV => MountError::NoDevice(err),
         err => step("mount", &spec.path)(err),
     })
+}
+
+fn flags(options: &MountOptions) -> MountFlags {
+    let all = [
+        (options.read_only, MountFlags::RDONLY),
+        (options.nosuid, MountFlags::NOSUID),
+        (options.nodev, MountFlags::NODEV),
+        (options.noexec, MountFlags::NOEXEC),
+        (options.noatime, MountFlags::NOATIME),
+    ];
+    all.into_iter().filter(|(wanted, _)| *wanted).map(|(_, flag)| flag).collect()
 }
 
 /// The mount's device as `major:minor`, empty if it is gone already.

@@ -18,9 +18,7 @@ pub(crate) const WAIT: Duration = Duration::from_secs(10);
 /// Reads the catalog anew when the lists change.
 pub struct Refresher {
     names: Arc<dyn Names>,
-    lists: Arc<OwnedFd>,
-    /// Whether the lists are mounted, so that each change is seen.
-    followed: bool,
+    lists: Mutex<Lists>,
     runtime: tokio::runtime::Handle,
     wish: Mutex<Wish>,
     running: watch::Sender<bool>,
@@ -28,6 +26,14 @@ pub struct Refresher {
     reconfiguring: watch::Sender<u32>,
     /// Whose files are judged again after a refresh.
     trees: Mutex<Vec<Weak<Tree>>>,
+}
+
+/// Where the lists are. They may be mounted, and unmounted, while others use the catalog.
+struct Lists {
+    /// Beneath whatever is mounted on them; `None`: nobody knows where apt has them.
+    dir: Option<Arc<OwnedFd>>,
+    /// Whether they are mounted, so that each change is seen.
+    followed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -43,11 +49,12 @@ impl std::fmt::Debug for Refresher {
 }
 
 impl Refresher {
-    /// For the lists directory behind `lists`; `followed` if it is mounted, so that each change is seen.
-    pub fn new(names: Arc<dyn Names>, lists: Arc<OwnedFd>, followed: bool, runtime: tokio::runtime::Handle) -> Arc<Self> {
+    /// For the lists directory behind `lists`, if it is known; `followed` if it is mounted, so that each change is seen.
+    pub fn new(names: Arc<dyn Names>, lists: Option<Arc<OwnedFd>>, followed: bool, runtime: tokio::runtime::Handle) -> Arc<Self> {
+        let lists = Mutex::new(Lists { dir: lists, followed });
         let (wish, running, trees) = (Mutex::default(), watch::Sender::new(false), Mutex::default());
         let reconfiguring = watch::Sender::new(0);
-        Arc::new(Self { names, lists, followed, runtime, wish, running, reconfiguring, trees })
+        Arc::new(Self { names, lists, runtime, wish, running, reconfiguring, trees })
     }
 
     /// After each refresh, the tree's files are judged by the new catalog.
@@ -57,7 +64,21 @@ impl Refresher {
 
     /// Whether each change of the lists is seen; otherwise they have to be looked through when it matters.
     pub(crate) fn is_followed(&self) -> bool {
-        self.followed
+        self.lists.lock().followed
+    }
+
+    /// From now on the lists are the mounted ones over `dir`.
+    pub(crate) fn follow(&self, dir: Arc<OwnedFd>) {
+        *self.lists.lock() = Lists { dir: Some(dir), followed: true };
+    }
+
+    /// The lists are no longer mounted: they have to be looked through when it matters.
+    pub(crate) fn unfollow(&self) {
+        self.lists.lock().followed = false;
+    }
+
+    fn dir(&self) -> Option<Arc<OwnedFd>> {
+        self.lists.lock().dir.clone()
     }
 
     /// Asks for a refresh; returns at once. [`Vanished::Drop`] is stronger than `Keep`.
@@ -81,7 +102,8 @@ impl Refresher {
         self.reconfiguring.send_modify(|waiting| *waiting += 1);
         let done = Reconfigured(Arc::clone(self));
         self.runtime.spawn_blocking(move || {
-            if let Err(err) = done.0.names.reconfigure(done.0.lists.as_fd()) {
+            let Some(lists) = done.0.dir() else { return };
+            if let Err(err) = done.0.names.reconfigure(lists.as_fd()) {
                 tracing::warn!("apt's configuration could not be read again: {err}");
             }
         });
@@ -101,7 +123,8 @@ impl Refresher {
     fn run(self: Arc<Self>) {
         let _ended = Ended(Arc::clone(&self));
         while let Some(vanished) = self.next() {
-            match self.names.refresh(self.lists.as_fd(), vanished) {
+            let Some(lists) = self.dir() else { continue };
+            match self.names.refresh(lists.as_fd(), vanished) {
                 Ok(()) => {
                     let trees: Vec<_> = self.trees.lock().iter().filter_map(Weak::upgrade).collect();
                     for tree in trees {

@@ -16,6 +16,7 @@ mod death;
 mod dht;
 mod fleet;
 mod frontends;
+mod fstab;
 mod ghosts;
 mod harness;
 mod lists;
