@@ -35,6 +35,7 @@ fn peer_line(row: &PeerRow) -> String {
             format!("out for {} more: gave wrong bytes", HumanDuration(Duration::from_secs(out_until - now_s)))
         }
         PeerRow { bad, .. } if *bad > 0 => format!("{bad} wrong pieces"),
+        PeerRow { false_lists, .. } if *false_lists > 0 => format!("{false_lists} false lists of pieces"),
         PeerRow { credited: true, .. } => "credited".to_owned(),
         _ => "unknown".to_owned(),
     };

@@ -10,7 +10,8 @@
 //! | `GET /v1/members` | the fleet's members, for its members only |
 //!
 //! `DIGEST` is 64 lower-case hexadecimal digits. HEAD is answered too. The asker knows a file's size from a signed index,
-//! so nothing is asked that the size does not bound.
+//! so nothing is asked that the size does not bound. An answer with bytes of a file that is still arriving carries the header
+//! `poolfs-arriving: 1`: who gives them has not seen the whole file, and cannot answer for them.
 //!
 //! **Invariants.** What may not be had by the asker gets the same answer as what is not there, through the same code.
 //! What is sent was compared with its checksum in the very buffer that is sent. Nothing of what arrives is believed: it is
@@ -25,7 +26,7 @@ mod shelf;
 
 pub use about::{ABOUT_BYTES_MAX, About, ClaimError, DeltaClaim, Facts, NoFacts};
 pub use auth::{AUTH_HEADER, Auth, Signed};
-pub use client::{ClientLimits, PeerClient, PeerError};
+pub use client::{ClientLimits, PeerClient, PeerError, PeerPiece};
 pub use partials::{Partial, Partials};
 pub(crate) use server::prefixes_of_machine;
 pub use server::{Near, PeerServer, ServeError, ServerCounters, ServerLimits, ServerParts};

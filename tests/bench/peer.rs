@@ -11,7 +11,7 @@
 
 use poolfs_core::store::{Sharing, Store};
 use poolfs_core::{Digest, Role};
-use poolfs_net::peer::{ClientLimits, PeerClient};
+use poolfs_net::peer::{ClientLimits, PeerClient, PeerPiece};
 use poolfs_net::swarm::FileShape;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -178,7 +178,7 @@ async fn take_all(client: PeerClient, address: SocketAddr, shape: FileShape, to:
                 if piece >= shape.pieces() {
                     return;
                 }
-                let (memory, _) = client.piece(address, &shape, piece, || {}).await.unwrap();
+                let PeerPiece { bytes: memory, .. } = client.piece(address, &shape, piece, || {}).await.unwrap();
                 let mut bytes = vec![0; shape.piece_len(piece) as usize];
                 File::from(memory).read_exact_at(&mut bytes, 0).unwrap();
                 file.write_all_at(&bytes, u64::from(piece) * u64::from(shape.piece_bytes)).unwrap();

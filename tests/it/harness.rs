@@ -2,6 +2,7 @@
 
 pub(crate) mod crowd;
 pub(crate) mod lan;
+pub(crate) mod liar;
 pub(crate) mod mirror;
 pub(crate) mod mounts;
 pub(crate) mod process;
@@ -15,6 +16,7 @@ pub(crate) mod upstream;
 pub(crate) mod machine;
 
 pub(crate) use lan::{Host, Lan};
+pub(crate) use liar::Liar;
 pub(crate) use machine::{Apt, Machine, Options, Sources, workspace};
 pub(crate) use mirror::{Client, Fault, Gate, Mirror};
 pub(crate) use process::{Running, run};

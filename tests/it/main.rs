@@ -19,6 +19,7 @@ mod frontends;
 mod fstab;
 mod ghosts;
 mod harness;
+mod liars;
 mod lists;
 mod peer;
 mod posix;

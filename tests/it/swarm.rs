@@ -18,6 +18,9 @@ fn large_packages_come_from_other_machines() {
     }
     crowd.mirror.forget_log();
     crowd.mirror.fault(".deb", Client::Poolfs, Fault::Status(503));
+    // Slow enough that whoever is found second still has something to give.
+    crowd.hosts[0].shape(40);
+    crowd.hosts[1].shape(40);
     let finished = crowd.download(2);
     assert_eq!(finished.deb_gets().len(), 0, "apt asked the mirror itself: {finished}");
     let given = crowd.given_to(2);

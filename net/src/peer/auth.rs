@@ -5,6 +5,9 @@ use crate::fleet::auth::Nonce;
 /// The header that carries it, in requests and in answers.
 pub const AUTH_HEADER: &str = "poolfs-auth";
 
+/// The header of an answer whose bytes are of a file that is still arriving there: the giver has not seen that they are right.
+pub(super) const ARRIVING_HEADER: &str = "poolfs-arriving";
+
 /// What a request is sent with.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Signed {

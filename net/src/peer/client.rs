@@ -8,7 +8,7 @@ mod pool;
 mod tests;
 
 use super::about::{ABOUT_BYTES_MAX, About};
-use super::auth::{AUTH_HEADER, Auth, signed_bytes};
+use super::auth::{ARRIVING_HEADER, AUTH_HEADER, Auth, signed_bytes};
 use crate::fleet::auth::Nonce;
 use crate::memfd::{PieceMemory, SealedPiece};
 use crate::swarm::bits::Bits;
@@ -105,6 +105,17 @@ fn wrong(why: impl Into<String>) -> PeerError {
     PeerError::Wrong(why.into())
 }
 
+/// A piece as a peer gave it.
+#[derive(Debug)]
+pub struct PeerPiece {
+    /// A memfd sealed against every change that holds exactly the piece.
+    pub bytes: OwnedFd,
+    /// Its SHA-256.
+    pub digest: Digest,
+    /// The giver says that the file is still arriving there: it does not know that these bytes are right.
+    pub arriving: bool,
+}
+
 /// The client of all peers. Clones share the connections.
 #[derive(Clone)]
 pub struct PeerClient {
@@ -138,15 +149,13 @@ impl PeerClient {
     }
 
     /// Asks for one piece of a file. `first_byte` is called when the first byte of it has come.
-    ///
-    /// Gives a memfd sealed against every change that holds exactly the piece, and its SHA-256.
     pub async fn piece(
         &self,
         peer: SocketAddr,
         shape: &FileShape,
         piece: u32,
         first_byte: impl FnOnce() + Send,
-    ) -> Result<(OwnedFd, Digest), PeerError> {
+    ) -> Result<PeerPiece, PeerError> {
         let len = shape.piece_len(piece);
         if len == 0 {
             return Err(wrong(format!("{} has no piece {piece}", shape.digest)));
@@ -157,6 +166,7 @@ impl PeerClient {
         let range = if whole { String::new() } else { format!("bytes={start}-{}", end - 1) };
         let mut answer = self.ask(peer, &format!("/v1/file/{}", shape.digest), &range).await?;
         judge_piece(&answer.response, start, end, shape.size, whole)?;
+        let arriving = answer.response.headers().contains_key(ARRIVING_HEADER);
         let failed = |err: std::io::Error| wrong(format!("no memory for a piece: {err}"));
         let mut memory = PieceMemory::new(piece, &(start..end)).map_err(failed)?;
         let mut sum = Sha256::new();
@@ -178,9 +188,9 @@ impl PeerClient {
             sum.update(&bytes);
             match memory.take(&bytes).map_err(failed)? {
                 SealedPiece::NotYet(more) => memory = more,
-                SealedPiece::Done(sealed) => {
+                SealedPiece::Done(bytes) => {
                     self.release(peer, answer, &mut body).await?;
-                    return Ok((sealed, Digest(sum.finalize().into())));
+                    return Ok(PeerPiece { bytes, digest: Digest(sum.finalize().into()), arriving });
                 }
             }
         }

@@ -7,7 +7,7 @@ use super::stage::assert_holds;
 use super::{Host, LIMIT, Lan, Mirror};
 use serde::Deserialize;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tempfile::TempDir;
 
@@ -32,6 +32,15 @@ pub(crate) struct Peer {
     pub(crate) address: String,
     /// Bytes that it gave since the start.
     pub(crate) bytes: u64,
+    /// Bad pieces held against it.
+    #[serde(default)]
+    pub(crate) bad: u32,
+    /// False lists that it handed over.
+    #[serde(default)]
+    pub(crate) false_lists: u32,
+    /// Nothing is asked of it until then.
+    #[serde(default)]
+    pub(crate) out_until: u64,
 }
 
 /// Dropped in this order: machines before the mirror before the wire.
@@ -45,8 +54,8 @@ pub(crate) struct Crowd {
     /// What everybody installs.
     names: Vec<String>,
     repo: Option<Repo>,
-    _home: TempDir,
-    _lan: Lan,
+    home: TempDir,
+    lan: Lan,
 }
 
 impl Crowd {
@@ -103,7 +112,7 @@ impl Crowd {
         if let Some(mbit) = terms.mirror_mbit {
             lan.shape_hub(mbit);
         }
-        Self { machines, hosts, mirror, packages, names, repo, _home: home, _lan: lan }
+        Self { machines, hosts, mirror, packages, names, repo, home, lan }
     }
 
     /// Mounts on all machines, waits until they know each other, and updates apt's lists through the mounts.
@@ -154,6 +163,11 @@ impl Crowd {
         }
     }
 
+    /// Limits what the mirror sends to all machines together, in Mbit/s.
+    pub(crate) fn shape_mirror(&self, mbit: u32) {
+        self.lan.shape_hub(mbit);
+    }
+
     /// What the mirror serves.
     pub(crate) fn mirror_root(&self) -> &Path {
         self.repo.as_ref().expect("a repository of its own").root()
@@ -176,11 +190,33 @@ impl Crowd {
         log.iter().filter(|request| request.from == from && counts(&request.path)).map(|request| request.body_bytes).sum()
     }
 
+    /// What that machine remembers of the others.
+    #[track_caller]
+    pub(crate) fn peers(&self, machine: usize) -> Vec<Peer> {
+        let said = self.machines[machine].poolfs(&["peers", "--json"]).ok();
+        serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{error}: {said}"))
+    }
+
+    /// The machines that this one has convicted of wrong bytes, or of a false list of them.
+    #[track_caller]
+    pub(crate) fn convicted_by(&self, machine: usize) -> Vec<usize> {
+        let peers = self.peers(machine);
+        let guilty = |host: &Host| {
+            let start = format!("{}:", host.address);
+            peers.iter().any(|peer| peer.address.starts_with(&start) && (peer.bad > 0 || peer.false_lists > 0 || peer.out_until > 0))
+        };
+        (0..self.hosts.len()).filter(|at| guilty(&self.hosts[*at])).collect()
+    }
+
+    /// The fleet's key, as the machines were given it.
+    pub(crate) fn fleet_key(&self) -> PathBuf {
+        self.home.path().join("fleet.key")
+    }
+
     /// Bytes that each machine gave to that one, by its own words.
     #[track_caller]
     pub(crate) fn given_to(&self, machine: usize) -> Vec<u64> {
-        let said = self.machines[machine].poolfs(&["peers", "--json"]).ok();
-        let peers: Vec<Peer> = serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{error}: {said}"));
+        let peers = self.peers(machine);
         let of = |host: &Host| {
             let start = format!("{}:", host.address);
             peers.iter().filter(|peer| peer.address.starts_with(&start)).map(|peer| peer.bytes).sum()

@@ -13,6 +13,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
 use tempfile::TempDir;
 
 /// Where the mirror is, seen from each host.
@@ -91,6 +92,15 @@ impl Host {
     /// A socket at this host's address, see [`Lan::listen`].
     pub(crate) fn listen(&self) -> TcpListener {
         listen_within(&self.netns, self.address)
+    }
+
+    /// Runs `f` on a thread of its own whose sockets, and those of threads that it starts, are this host's.
+    pub(crate) fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let netns = File::open(&self.netns).unwrap();
+        std::thread::spawn(move || {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            f()
+        })
     }
 
     /// Limits the link in both directions, in Mbit/s.

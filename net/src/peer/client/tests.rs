@@ -122,7 +122,7 @@ fn contents(fd: OwnedFd) -> Vec<u8> {
 async fn outcome(steps: Vec<Step>) -> Result<Vec<u8>, PeerError> {
     let peer = Peer::with(vec![steps]).await;
     let (_, shape) = file();
-    client().piece(peer.address, &shape, 1, || {}).await.map(|(fd, _)| contents(fd))
+    client().piece(peer.address, &shape, 1, || {}).await.map(|piece| contents(piece.bytes))
 }
 
 fn right() -> Vec<u8> {
@@ -141,11 +141,11 @@ async fn a_piece_arrives_sealed_and_hashed() {
     let peer = Peer::with(vec![vec![Send(piece_answer(&right()))], vec![Send(last)]]).await;
     let client = client();
     let mut told = 0;
-    let (fd, digest) = client.piece(peer.address, &shape, 1, || told += 1).await.unwrap();
+    let PeerPiece { bytes: fd, digest, .. } = client.piece(peer.address, &shape, 1, || told += 1).await.unwrap();
     assert_eq!((told, digest), (1, Digest::of(&right())));
     assert!(File::from(fd.try_clone().unwrap()).write_all(b"x").is_err(), "sealed");
     assert_eq!(contents(fd), right());
-    let (fd, _) = client.piece(peer.address, &shape, 3, || {}).await.unwrap();
+    let PeerPiece { bytes: fd, .. } = client.piece(peer.address, &shape, 3, || {}).await.unwrap();
     assert_eq!(contents(fd), &bytes[3 * PIECE..]);
     assert_eq!(*peer.connections.lock().unwrap(), 1, "used again");
     let head =
@@ -227,7 +227,7 @@ async fn bytes_past_the_piece_are_not_taken() {
     .await;
     let (client, (_, shape)) = (client(), file());
     for _ in 0..2 {
-        let (fd, _) = client.piece(peer.address, &shape, 1, || {}).await.unwrap();
+        let PeerPiece { bytes: fd, .. } = client.piece(peer.address, &shape, 1, || {}).await.unwrap();
         assert_eq!(contents(fd), right);
     }
     assert_eq!(*peer.connections.lock().unwrap(), 2, "a connection with something in it is not used again");

@@ -4,7 +4,7 @@ use super::body::{Body, FileBody, Reader};
 use super::range::{self, Part};
 use super::{Shared, bump};
 use crate::krpc::{FLAG_PARTIAL, FLAG_REACHABLE, Pv};
-use crate::peer::auth::{AUTH_HEADER, signed_bytes};
+use crate::peer::auth::{ARRIVING_HEADER, AUTH_HEADER, signed_bytes};
 use crate::peer::client::now_s;
 use crate::peer::{About, Audience, Partial, Shelved};
 use crate::swarm::FileShape;
@@ -263,6 +263,7 @@ fn respond(shared: &Shared, near: bool, head: bool, found: Found, slot: tokio::s
         Found::File(found) => found,
     };
     let len = range.end - range.start;
+    let arriving = matches!(reader, Reader::Part(_));
     let status = if part { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
     let content_range = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
     let body = match head || len == 0 {
@@ -279,6 +280,9 @@ fn respond(shared: &Shared, near: bool, head: bool, found: Found, slot: tokio::s
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(CONTENT_LENGTH, len.into());
     put(headers, ETAG, etag(&digest));
+    if arriving {
+        headers.insert(ARRIVING_HEADER, HeaderValue::from_static("1"));
+    }
     if part {
         put(headers, CONTENT_RANGE, content_range);
     }

@@ -6,7 +6,7 @@ use super::*;
 use crate::fleet::auth::{FleetKey, Gate};
 use crate::krpc::{Delta, FLAG_PARTIAL, FLAG_REACHABLE};
 use crate::peer::auth::tests::KeyAuth;
-use crate::peer::{Audience, ClientLimits, DeltaClaim, Partial, PeerClient, PeerError, Shelved};
+use crate::peer::{Audience, ClientLimits, DeltaClaim, Partial, PeerClient, PeerError, PeerPiece, Shelved};
 use crate::swarm::FileShape;
 use crate::swarm::bits::Bits;
 use crate::swarm::piece_list::PieceList;
@@ -212,7 +212,10 @@ async fn client_and_server_agree() {
         assert_eq!(list.signer, SigningKey::from_bytes(&KEY).verifying_key().to_bytes());
         assert!(client.have(rig.address, &shape).await.unwrap().is_full());
         for piece in 0..shape.pieces() {
-            let (fd, sum) = client.piece(rig.address, &shape, piece, || {}).await.unwrap();
+            let PeerPiece { bytes: fd, digest: sum, arriving: false } = client.piece(rig.address, &shape, piece, || {}).await.unwrap()
+            else {
+                panic!("a whole file is answered for")
+            };
             assert_eq!(sum, list.pieces[piece as usize], "piece {piece} of {len}");
             assert_eq!(File::from(fd).metadata().unwrap().len(), u64::from(shape.piece_len(piece)));
         }
@@ -318,7 +321,11 @@ async fn files_on_their_way() {
     File::from(offered.file.try_clone().unwrap()).write_all_at(b"lie", 2 * PIECE as u64 + 5).unwrap();
     let (shape, list) = (offered.shape, Arc::clone(&offered.list));
     assert!(rig.partials.put(offered));
-    let got = async |piece| client.piece(rig.address, &shape, piece, || {}).await.map(|(_, sum)| sum);
+    let got = async |piece| {
+        let piece = client.piece(rig.address, &shape, piece, || {}).await?;
+        assert!(piece.arriving, "who gives it cannot answer for it, and says so");
+        Ok(piece.digest)
+    };
     let refused = Err(PeerError::Refused { retry_after: None });
     assert_eq!(got(0).await, refused);
     for index in [0, 1, 2] {

@@ -70,6 +70,9 @@ pub struct PeerRow {
     pub bytes: u64,
     /// Bad pieces held against its address that have not expired.
     pub bad: u32,
+    /// Lists of pieces that it handed over since the start and that a verified file contradicts: the key that signed them is out.
+    #[serde(default)]
+    pub false_lists: u32,
     /// Nothing is asked of its address until then, in Unix seconds; 0: it is not out.
     pub out_until: u64,
 }
@@ -78,6 +81,8 @@ pub struct PeerRow {
 struct Given {
     pieces: u64,
     bytes: u64,
+    /// Not saved: the keys are.
+    false_lists: u32,
 }
 
 /// What is behind the lock.
@@ -198,7 +203,7 @@ impl Pages {
             if let (Some(address), Ok(rating)) = (ip_of(&address), serde_json::from_str::<Rating>(&text)) {
                 let peer = SocketAddr::new(address, port);
                 self.ratings.put(peer, rating);
-                self.given.insert(peer, Given { pieces: pieces.cast_unsigned(), bytes: bytes.cast_unsigned() });
+                self.given.insert(peer, Given { pieces: pieces.cast_unsigned(), bytes: bytes.cast_unsigned(), false_lists: 0 });
             }
         }
         self.ratings.expire(now_s);
@@ -258,7 +263,12 @@ impl Pages {
                 self.bad(peer, file, verdict.bad.max(1), now_s);
             }
         }
-        for (_, list) in &outcome.false_lists {
+        for (source, list) in &outcome.false_lists {
+            if let Some(peer) = who(*source) {
+                tracing::debug!(%peer, %file, "handed over a signed list that the file contradicts");
+                self.given.entry(peer).or_default().false_lists += 1;
+                self.forget_given();
+            }
             self.verdicts.false_signature(list.signer, now_s);
             self.verdicts_changed = true;
         }
@@ -306,6 +316,7 @@ impl Pages {
                 pieces: given.pieces,
                 bytes: given.bytes,
                 bad: record.map_or(0, |record| u32::try_from(record.bad.len()).unwrap_or(u32::MAX)),
+                false_lists: given.false_lists,
                 out_until: record.map_or(0, |record| if record.out_until > now_s { record.out_until } else { 0 }),
             }
         };

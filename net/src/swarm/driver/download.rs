@@ -8,16 +8,16 @@ use super::stream::Here;
 use super::{Giver, Swarm, SwarmError, SwarmWant, now_s, std_now};
 use crate::fleet::FleetDownload;
 use crate::mirror::{RangeError, RangedFile};
-use crate::peer::{Partial, PeerError};
+use crate::peer::{Partial, PeerClient, PeerError, PeerPiece};
 use crate::swarm::bits::Bits;
-use crate::swarm::blame::{HashDone, HashJob, NotHad, OutReason, Outcome, Turn};
+use crate::swarm::blame::{Give, HashDone, HashJob, NotHad, OutReason, Outcome, Turn};
 use crate::swarm::piece_list::PieceList;
 use crate::swarm::rating::Rating;
 use crate::swarm::schedule::{Do, FlightId, NewSource, Rules, Schedule};
 use crate::swarm::{Failure, FileShape, SourceId, SourceKind};
 use poolfs_core::Digest;
 use poolfs_core::piece;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -68,7 +68,7 @@ pub(super) enum Whom {
 
 /// What a request or a job came to.
 enum Event {
-    Piece { flight: FlightId, first_byte: Option<Instant>, result: Result<(OwnedFd, Digest), (Failure, Option<Duration>)> },
+    Piece { flight: FlightId, first_byte: Option<Instant>, result: Result<PeerPiece, (Failure, Option<Duration>)> },
     List(SourceId, Option<PieceList>),
     Have(SourceId, Option<Bits>),
     Hashed(HashDone),
@@ -132,11 +132,11 @@ pub(super) struct Download<'a, 'b, T> {
     pub(super) told: Told<'a>,
     pub(super) list: Option<Arc<PieceList>>,
     pub(super) led: Option<Led>,
-    /// A fleet leads or led: then members gave what they had not verified.
-    was_led: bool,
+    /// Pieces whose givers had not seen the whole file, and so cannot be convicted for them: source, piece and version.
+    arriving: HashSet<(SourceId, u32, Digest)>,
     /// The delivery that was sent to know when those before it are dealt with.
     marked: u64,
-    contradictors: Vec<SocketAddr>,
+    contradictors: Vec<SourceId>,
     checking_bytes: u64,
     end: Option<Result<(), NotHad>>,
 }
@@ -178,7 +178,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             told: Told { swarm, digest: shape.digest, announced, offered: false, had: false },
             list: None,
             led: start.fleet.map(|download| Led::new(download, shape.pieces())),
-            was_led,
+            arriving: HashSet::new(),
             marked: 0,
             contradictors: Vec::new(),
             checking_bytes: 0,
@@ -315,6 +315,14 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         }
     }
 
+    /// The client that asks this source: of a member more may be had with the fleet's key than without.
+    fn client_for(&self, source: SourceId) -> PeerClient {
+        match self.whom.get(source.index()) {
+            Some(Whom::Member(_)) => self.swarm.fleet_client(),
+            _ => self.swarm.parts.client.clone(),
+        }
+    }
+
     /// Does what the machine wants.
     fn act(&mut self) {
         while let Some(action) = self.schedule.poll() {
@@ -329,13 +337,13 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 }
                 Do::AskList(source) => {
                     if let Some(contact) = self.peer(source) {
-                        let (client, shape) = (self.swarm.parts.client.clone(), self.shape);
+                        let (client, shape) = (self.client_for(source), self.shape);
                         self.tasks.spawn(async move { Event::List(source, client.list(contact, &shape).await.ok()) });
                     }
                 }
                 Do::AskHave(source) => {
                     if let Some(contact) = self.peer(source) {
-                        let (client, shape) = (self.swarm.parts.client.clone(), self.shape);
+                        let (client, shape) = (self.client_for(source), self.shape);
                         self.tasks.spawn(async move { Event::Have(source, client.have(contact, &shape).await.ok()) });
                     }
                 }
@@ -343,7 +351,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 Do::Out(source, reason) => {
                     tracing::debug!(digest = %self.shape.digest, peer = ?self.peer(source), ?reason, "asked for nothing more in this download");
                     if reason == OutReason::ContradictsItself {
-                        self.contradictors.extend(self.peer(source));
+                        self.contradictors.push(source);
                     }
                 }
                 Do::Hash(job) => self.hash(job),
@@ -364,11 +372,9 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         let done = move |result| Event::Piece { flight, first_byte: first.get().copied(), result };
         let handle = match &self.whom[source.index()] {
             Whom::Peer(..) | Whom::Member(_) => {
-                let (contact, complete, client) = match &self.whom[source.index()] {
-                    Whom::Member(contact) => (*contact, false, self.swarm.fleet_client()),
-                    Whom::Peer(contact, complete) => (*contact, *complete, self.swarm.parts.client.clone()),
-                    Whom::Mirror | Whom::Here => return,
-                };
+                let Some(contact) = self.peer(source) else { return };
+                let complete = matches!(&self.whom[source.index()], Whom::Peer(_, true));
+                let client = self.client_for(source);
                 self.tasks.spawn(async move {
                     let result = client.piece(contact, &shape, piece, first_byte).await;
                     done(result.map_err(|error| failure(&error, complete)))
@@ -380,7 +386,8 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                     let Some(ranged) = ranged else { return done(Err((Failure::Gone, None))) };
                     let span = piece::span(u64::from(piece), shape.size, shape.piece_bytes);
                     let result = mirror.range(&ranged, span, first_byte).await;
-                    done(result.map_err(|error| match error {
+                    let given = result.map(|(bytes, digest)| PeerPiece { bytes, digest, arriving: false });
+                    done(given.map_err(|error| match error {
                         RangeError::Out(why) => {
                             tracing::debug!(digest = %shape.digest, why, "the mirror is out for this file");
                             (Failure::Gone, None)
@@ -397,9 +404,12 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
     fn happened(&mut self, event: Event) {
         match event {
             Event::Piece { flight, first_byte, result } => {
-                let Some((_, _, piece)) = self.flights.remove(&flight) else { return };
+                let Some((_, source, piece)) = self.flights.remove(&flight) else { return };
                 match result {
-                    Ok((bytes, digest)) => {
+                    Ok(PeerPiece { bytes, digest, arriving }) => {
+                        if arriving {
+                            self.arriving.insert((source, piece, digest));
+                        }
                         if let Some(at) = first_byte {
                             self.schedule.first_byte(flight, at);
                         }
@@ -516,6 +526,11 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         });
     }
 
+    /// Whether the source answered for all that it gave.
+    fn vouches(&self, source: SourceId) -> bool {
+        !self.arriving.iter().any(|(giver, ..)| *giver == source)
+    }
+
     fn verified(&mut self, outcome: &Outcome) {
         let gives = self.schedule.blame().gives().to_vec();
         for (piece, digest) in (0u32..).zip(&outcome.pieces) {
@@ -525,10 +540,16 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 self.deliver(piece, *digest, give.source);
             }
         }
-        // In a fleet members give what they have not verified yet: whose bytes are wrong may be an honest machine's.
-        if !self.was_led {
-            self.swarm.book.lock().verified(self.shape.digest, outcome, |source| self.peer(source), now_s());
+        // Who gives what it has not verified yet may be an honest machine that a liar gave it to.
+        let mut outcome = outcome.clone();
+        for verdict in &mut outcome.verdicts {
+            let arriving = |give: &&Give| self.arriving.contains(&(give.source, give.piece, give.digest));
+            let of_source = || gives.iter().filter(|give| give.source == verdict.source);
+            let excused = of_source().filter(arriving).filter(|give| outcome.pieces[give.piece as usize] != give.digest).count();
+            verdict.bad = verdict.bad.saturating_sub(u32::try_from(excused).unwrap_or(u32::MAX));
+            verdict.contradicted_itself &= self.vouches(verdict.source);
         }
+        self.swarm.book.lock().verified(self.shape.digest, &outcome, |source| self.peer(source), now_s());
         self.contradictors.clear();
         self.told.had = true;
         if self.end.is_none() {
@@ -551,8 +572,8 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             }
         }
         // Two versions of one piece from one source need no truth.
-        for contact in self.contradictors.drain(..).filter(|_| !self.was_led) {
-            book.bad(contact, self.shape.digest, 1, now_s());
+        for contact in std::mem::take(&mut self.contradictors).into_iter().filter(|source| self.vouches(*source)) {
+            self.peer(contact).into_iter().for_each(|peer| book.bad(peer, self.shape.digest, 1, now_s()));
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The first round asks for what they say and for nothing else, so that the mirror is not raced. Each piece that is here is
 //! told of at once and given to other members, before the whole file is verified: who gives such a piece does not know that it
-//! is right. So nobody is convicted for what was given in such a download; the file is repaired as any other.
+//! is right, and says so with it. Nobody is convicted for those; who gave wrong bytes of a file that it says it has is convicted
+//! as anywhere else.
 //!
 //! When the fleet's task ends, or the mirror is of no use, the download goes on as one of a lone machine.
 

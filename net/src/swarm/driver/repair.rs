@@ -31,10 +31,10 @@ impl Swarm {
                 if wanted.is_empty() || holder.have.as_ref().is_some_and(|have| !have.has(piece)) {
                     continue;
                 }
-                let Ok((bytes, _)) = self.parts.client.piece(holder.contact, &shape, piece, || {}).await else { break };
+                let Ok(given) = self.parts.client.piece(holder.contact, &shape, piece, || {}).await else { break };
                 self.gave(want, holder.contact);
                 for index in wanted {
-                    let part = outlet.cut(piece, index, &bytes).map_err(|err| SwarmError::NotNow { why: err.to_string() })?;
+                    let part = outlet.cut(piece, index, &given.bytes).map_err(|err| SwarmError::NotNow { why: err.to_string() })?;
                     outlet.send(index, part, Giver::Peer(holder.contact)).await?;
                 }
             }

@@ -257,6 +257,20 @@ async fn one_liar_and_one_honest_peer() {
     assert_eq!(liar.pieces(), before);
 }
 
+/// A victim that passes on what a liar gave it, and says that it has not seen the whole file, is not convicted with the liar.
+#[tokio::test]
+async fn who_passes_lies_on_is_not_convicted() {
+    let file = file();
+    for lies in [vec![5], (0..12).collect::<Vec<u32>>()] {
+        let liar = FakePeer::start(&file, Fault::Lies((0..12).collect())).await;
+        let victim = FakePeer::start(&file, Fault::PassesOnLies(lies)).await;
+        let mirror = TestServer::start(MirrorFault::None, &file).await;
+        let lab = Lab::new(&[&liar, &victim]);
+        lab.right(&file, &[mirror.url()]).await;
+        assert_eq!((lab.bad_addresses(), victim.pieces() > 0), (vec![liar.contact.ip()], true));
+    }
+}
+
 /// Who gives other bytes each time is proved, whatever the file turns out to be.
 #[tokio::test]
 async fn a_liar_alone_without_a_mirror_is_no_file() {
@@ -458,6 +472,10 @@ async fn a_false_list() {
     assert!(!book.verdicts.key_is_out(&key(1), now_s()));
     assert!(book.verdicts.key_is_out(&key(9), now_s()) || !liar.asked.lock().contains(&3));
     assert!(!book.verdicts.address_is_out(honest.contact.ip(), now_s()));
+    drop(book);
+    let told = |peer: &FakePeer| lab.swarm.peers().iter().any(|row| row.address == peer.contact && row.false_lists > 0);
+    assert!(!told(&honest));
+    assert!(told(&liar) || !liar.asked.lock().contains(&3), "people are to see who handed it over");
 }
 
 /// Fifty liars with addresses and keys of their own, one after another: what they may waste in an hour is bounded, and every

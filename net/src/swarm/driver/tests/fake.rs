@@ -24,6 +24,8 @@ pub(crate) enum Fault {
     None,
     /// Other bytes in these pieces.
     Lies(Vec<u32>),
+    /// The same, as one who says that the file is still arriving.
+    PassesOnLies(Vec<u32>),
     /// Closes one byte before the end.
     Short,
     /// One byte, a second, one byte.
@@ -174,6 +176,12 @@ async fn piece(stream: &mut TcpStream, serving: &Serving, start: usize, last: us
     let mut send = body.len();
     match &serving.fault {
         Fault::Lies(pieces) if pieces.contains(&index) => body.iter_mut().for_each(|byte| *byte ^= 0x55),
+        Fault::PassesOnLies(pieces) => {
+            range += "Poolfs-Arriving: 1\r\n";
+            if pieces.contains(&index) {
+                body.iter_mut().for_each(|byte| *byte ^= 0x55);
+            }
+        }
         Fault::Short => send -= 1,
         Fault::Twice => {
             body = body.repeat(2);
