@@ -13,20 +13,21 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct AptNames {
     catalog: Arc<Catalog>,
-    apt: config::Apt,
+    apt: Mutex<config::Apt>,
     problems: Mutex<Vec<String>>,
 }
 
 impl AptNames {
     /// For a catalog that was configured with `apt`; `problems` are those of its configuration.
     pub fn new(catalog: Arc<Catalog>, apt: config::Apt, problems: Vec<String>) -> Self {
-        Self { catalog, apt, problems: Mutex::new(problems) }
+        Self { catalog, apt: Mutex::new(apt), problems: Mutex::new(problems) }
     }
 
     /// Takes apt's configuration as it is now: a source may have been added since the last time. With one that cannot be read
     /// the old one stays. Returns what is wrong with it.
     fn load(&self) -> Vec<String> {
-        match AptConfig::load(&self.apt.sources, self.apt.config.as_deref()) {
+        let at = self.apt.lock().clone();
+        match AptConfig::load(&at.sources, at.config.as_deref()) {
             Ok(apt) => {
                 let problems = apt.sources().problems.clone();
                 self.catalog.configure(apt);
@@ -34,6 +35,11 @@ impl AptNames {
             }
             Err(err) => vec![err.to_string()],
         }
+    }
+
+    /// Looks for apt's configuration there from the next refresh on.
+    pub fn set_apt(&self, apt: config::Apt) {
+        *self.apt.lock() = apt;
     }
 
     /// What was wrong at the last refresh, each with its remedy.

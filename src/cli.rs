@@ -109,6 +109,59 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the files that are here: directory, size, state, sharing, source
+    #[command(
+        after_help = "Examples:\n  poolfs ls\n  poolfs ls 'linux-image-*' --json\n\nExit codes: 0 listed, 1 error, 2 no file fits the pattern"
+    )]
+    Ls {
+        /// Names or shell patterns (* and ?); all files without one
+        patterns: Vec<String>,
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// One JSON document a line for each file
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put packages into the archives directory: from peers, from the mirror
+    #[command(
+        after_help = "Examples:\n  poolfs fetch hello\n  poolfs fetch hello=2.10-3 libc6:i386 bash/bookworm\n  poolfs fetch hello_2.10-3_amd64.deb\n\nExit codes: 0 all are here, 1 error, 2 some could not be had"
+    )]
+    Fetch {
+        /// Packages as apt names them (NAME, NAME=VERSION, NAME/RELEASE, NAME:ARCHITECTURE), or names of archives
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// One JSON document a line for each package
+        #[arg(long)]
+        json: bool,
+    },
+    /// Free space: kept packages over the quota, downloads that nobody came back for
+    #[command(after_help = "Examples:\n  poolfs gc\n  poolfs gc --all\n\nExit codes: 0 done, 1 error")]
+    Gc {
+        /// Also what is within the quota, and every interrupted download; files in apt's directories stay
+        #[arg(long)]
+        all: bool,
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show, explain, check or reload the configuration
+    Config(crate::config_cmd::ConfigArgs),
+    /// Change what a running daemon logs, until it is started again
+    #[command(after_help = "Examples:\n  poolfs log-level debug\n  poolfs log-level poolfs_net=trace,info\n\nExit codes: 0 done, 1 error")]
+    LogLevel {
+        /// error, warn, info, debug, trace, or directives as in log.level
+        level: String,
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+    },
     /// Look into the DHT, or run a node of it that mounts nothing
     Dht(crate::dht_cmd::DhtArgs),
     /// The process that serves the mounts; started by `up`, which watches over it

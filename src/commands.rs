@@ -11,12 +11,11 @@ use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, IsTerminal};
+use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
 
 /// `verify` found damage that is still there.
 const EXIT_DAMAGED: u8 = 2;
@@ -61,6 +60,11 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Verify { common, repair, json } => verify(&load(&common)?, repair, json),
         Command::Peers { common, json } => crate::peers_cmd::peers(&load(&common)?, json),
         Command::Why { file, common, json } => crate::peers_cmd::why(&load(&common)?, &file, json),
+        Command::Ls { patterns, common, json } => crate::files_cmd::list(&load(&common)?, &patterns, json),
+        Command::Fetch { names, common, json } => crate::files_cmd::fetch(&load(&common)?, &names, json),
+        Command::Gc { all, common, json } => crate::files_cmd::collect(&load(&common)?, all, json),
+        Command::Config(args) => crate::config_cmd::run(args),
+        Command::LogLevel { level, common } => crate::config_cmd::log_level(&load(&common)?, level),
         Command::Dht(args) => crate::dht_cmd::run(args),
         Command::Serve { common, only } => serve(&common, only),
     }
@@ -70,18 +74,9 @@ fn load(common: &Common) -> Result<Config> {
     Config::load(common.config.as_deref())
 }
 
-pub(crate) fn start_logging(config: &Config) -> Result<()> {
-    let directives = std::env::var("POOLFS_LOG").unwrap_or_else(|_| config.log.level.clone());
-    let filter = EnvFilter::builder()
-        .parse(&directives)
-        .with_context(|| format!("log.level = \"{directives}\": write error, warn, info, debug or trace"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
-    Ok(())
-}
-
 fn serve(common: &Common, only: Vec<String>) -> Result<ExitCode> {
     let mut config = load(common)?;
-    start_logging(&config)?;
+    crate::logging::start(&config.log.level)?;
     if !only.is_empty() {
         config.mounts = only.chunks_exact(3).map(only_mount).collect::<Result<_>>()?;
     }
@@ -128,7 +123,7 @@ fn up(served: &Served, foreground: bool) -> Result<ExitCode> {
         );
     }
     if foreground {
-        start_logging(&config)?;
+        crate::logging::start(&config.log.level)?;
         // Only a parent of ours reads reports; a person has the log.
         return supervise::run(served, &config.control.socket, std::env::var_os(TELL).is_some());
     }

@@ -1,9 +1,12 @@
 //! The configuration: one TOML file, every key with a default.
 //!
-//! Read in two steps: the keys are checked against [`KEYS`] by hand, so that an unknown one is answered with its line and
+//! Read in two steps: the keys are checked against [`keys::SECTIONS`] by hand, so that an unknown one is answered with its line and
 //! the nearest known key; then serde turns the values into types that cannot be wrong.
 
+pub mod keys;
+
 use anyhow::{Context, Result, bail};
+use keys::{Key, SECTIONS, Section};
 use poolfs_core::Role;
 use poolfs_net::fleet::wire::ZONE_BYTES_MAX;
 use serde::{Deserialize, Deserializer, de};
@@ -14,19 +17,6 @@ use toml::de::{DeTable, DeValue};
 
 /// Where the file is looked for if nobody names one; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/poolfs/poolfs.toml";
-
-/// Every key that may stand in the file, by section.
-const KEYS: &[(&str, &[&str])] = &[
-    ("mount", &["role", "path", "options"]),
-    ("store", &["state_dir", "cache_dir", "quota"]),
-    ("control", &["socket"]),
-    ("apt", &["sources", "config"]),
-    ("fs", &["lazy_archives", "threads"]),
-    ("mirror", &["connect_timeout_s", "first_byte_timeout_s", "stall_timeout_s", "rate_min_bytes_s"]),
-    ("net", &["listen", "bootstrap", "seeds", "discovery", "network", "announce", "upload_bytes_s", "upload_slots"]),
-    ("fleet", &["key_file", "seeds", "zone", "zone_local", "gateway"]),
-    ("log", &["level"]),
-];
 
 /// The whole configuration, each part for one subsystem.
 #[derive(Clone, Debug, Deserialize)]
@@ -51,6 +41,61 @@ pub struct Config {
     pub fleet: Fleet,
     /// What is logged.
     pub log: Log,
+    /// Where it was read.
+    #[serde(skip)]
+    pub origin: Origin,
+}
+
+/// The file of a configuration, if it has one.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// Its path.
+    pub file: Option<PathBuf>,
+    /// What stands in it.
+    pub table: toml::Table,
+}
+
+impl Origin {
+    /// Every key with the value that holds, by section: the file's, else the default. Keys without either are left out.
+    pub fn effective(&self) -> toml::Table {
+        let mut all = toml::Table::new();
+        for section in SECTIONS.iter().filter(|section| section.name != "mount") {
+            let defaults: String =
+                section.keys.iter().filter(|key| key.is_default).map(|key| format!("{} = {}\n", key.name, key.value)).collect();
+            let mut table: toml::Table = defaults.parse().expect("the defaults are TOML");
+            if let Some(toml::Value::Table(own)) = self.table.get(section.name) {
+                table.extend(own.clone());
+            }
+            all.insert(section.name.to_owned(), toml::Value::Table(table));
+        }
+        let mounts = self.table.get("mount").cloned().unwrap_or_else(|| {
+            let one = |mount: &Mount| {
+                let pairs = [("role", mount.role.as_str().to_owned()), ("path", mount.path.display().to_string())];
+                toml::Value::Table(pairs.into_iter().map(|(key, value)| (key.to_owned(), toml::Value::String(value))).collect())
+            };
+            toml::Value::Array(Config::default().mounts.iter().map(one).collect())
+        });
+        all.insert("mount".to_owned(), mounts);
+        all
+    }
+
+    /// The keys, as `section.key`, that hold other values in `new`.
+    pub fn changed(&self, new: &Self) -> Vec<String> {
+        let (old, new) = (self.effective(), new.effective());
+        let empty = toml::Table::new();
+        let mut changed = Vec::new();
+        for (section, before) in &old {
+            let after = &new[section];
+            if section == "mount" {
+                changed.extend((before != after).then(|| section.clone()));
+                continue;
+            }
+            let (before, after) = (before.as_table().unwrap_or(&empty), after.as_table().unwrap_or(&empty));
+            let keys: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
+            changed.extend(keys.into_iter().filter(|key| before.get(*key) != after.get(*key)).map(|key| format!("{section}.{key}")));
+        }
+        changed
+    }
 }
 
 /// One mounted directory.
@@ -224,6 +269,7 @@ impl Default for Config {
             net: Net::default(),
             fleet: Fleet::default(),
             log: Log::default(),
+            origin: Origin::default(),
         }
     }
 }
@@ -278,7 +324,12 @@ impl Config {
     pub fn load(path: Option<&Path>) -> Result<Self> {
         let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).map_err(|problem| anyhow::anyhow!("{}:{problem}", path.display())),
+            Ok(text) => {
+                let mut config = Self::parse(&text).map_err(|problem| anyhow::anyhow!("{}:{problem}", path.display()))?;
+                config.origin.file = Some(std::path::absolute(path)?);
+                config.origin.table = text.parse().with_context(|| format!("read configuration {}", path.display()))?;
+                Ok(config)
+            }
             Err(err) if err.kind() == std::io::ErrorKind::NotFound && !required => Ok(Self::default()),
             Err(err) => Err(err).with_context(|| format!("read configuration {}", path.display())),
         }
@@ -338,12 +389,12 @@ impl Config {
 fn check_keys(root: &DeTable<'_>, line: &dyn Fn(Range<usize>) -> usize) -> Result<()> {
     for (section, value) in root {
         let name = section.get_ref().as_ref();
-        let Some((_, keys)) = KEYS.iter().find(|(known, _)| *known == name) else {
+        let Some(Section { keys, .. }) = SECTIONS.iter().find(|known| known.name == name) else {
             // A key may have been written without its section: then that is the nearest.
             let qualified: Vec<String> =
-                KEYS.iter().flat_map(|(section, keys)| keys.iter().map(move |key| format!("{section}.{key}"))).collect();
+                SECTIONS.iter().flat_map(|section| section.keys.iter().map(|key| format!("{}.{}", section.name, key.name))).collect();
             let hint = qualified.iter().find(|known| known.ends_with(&format!(".{name}"))).map_or_else(
-                || nearest(name, KEYS.iter().map(|(known, _)| *known)).map(|known| format!("[{known}]")),
+                || nearest(name, SECTIONS.iter().map(|known| known.name)).map(|known| format!("[{known}]")),
                 |known| Some(known.clone()),
             );
             bail!("{}: unknown section or key `{name}`{}", line(section.span()), did_you_mean(hint));
@@ -354,8 +405,9 @@ fn check_keys(root: &DeTable<'_>, line: &dyn Fn(Range<usize>) -> usize) -> Resul
             _ => bail!("{}: `{name}` is a section: write [{name}] on a line of its own", line(section.span())),
         };
         for key in tables.into_iter().flat_map(|table| table.keys()) {
-            if !keys.contains(&key.get_ref().as_ref()) {
-                let hint = nearest(key.get_ref(), keys.iter().copied()).map(|known| format!("`{known}`"));
+            let names = || keys.iter().map(|key: &Key| key.name);
+            if !names().any(|known| known == key.get_ref().as_ref()) {
+                let hint = nearest(key.get_ref(), names()).map(|known| format!("`{known}`"));
                 bail!("{}: unknown key `{}` in [{name}]{}", line(key.span()), key.get_ref(), did_you_mean(hint));
             }
         }
@@ -494,9 +546,9 @@ mod tests {
         let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("the README has a TOML block");
         let shown = Config::parse(text).expect("the README's configuration is right");
         assert_eq!(format!("{shown:?}"), format!("{:?}", Config::default()));
-        for (section, keys) in KEYS {
-            let keys = keys.iter().filter(|key| !(*section == "mount" && **key == "options"));
-            keys.for_each(|key| assert!(text.contains(&format!("{key} = ")), "{section}.{key}"));
+        for section in SECTIONS {
+            let keys = section.keys.iter().filter(|key| !(section.name == "mount" && key.name == "options"));
+            keys.for_each(|key| assert!(text.contains(&format!("{} = ", key.name)), "{}.{}", section.name, key.name));
         }
     }
 
@@ -544,9 +596,46 @@ mod tests {
             level = "debug"
         "#;
         Config::parse(text).expect("each key stands in both");
-        for (section, keys) in KEYS {
-            assert!(text.contains(&format!("[{section}]")), "{section}");
-            keys.iter().for_each(|key| assert!(text.contains(&format!("{key} = ")), "{section}.{key}"));
+        for section in SECTIONS {
+            assert!(text.contains(&format!("[{}]", section.name)), "{}", section.name);
+            section.keys.iter().for_each(|key| assert!(text.contains(&format!("{} = ", key.name)), "{}.{}", section.name, key.name));
         }
+    }
+
+    /// Who takes the `#` away must get what holds without the line: another default here would change a machine in silence.
+    #[test]
+    fn the_annotated_file_is_the_defaults() {
+        let all = keys::annotated();
+        assert_eq!(format!("{:?}", Config::parse(&all).expect("comments only")), format!("{:?}", Config::default()));
+        let is_setting = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && *line != "#";
+        let set: String = all.lines().filter(is_setting).map(|line| format!("{}\n", &line[1..])).collect();
+        assert_eq!(format!("{:?}", Config::parse(&set).expect("the defaults are right")), format!("{:?}", Config::default()));
+        // With the examples too, it is still a configuration.
+        let is_example = |line: &&str| line.starts_with("# ") && line.contains(" = ") && line.split(' ').nth(2) == Some("=");
+        let examples = all.lines().filter(|line| is_setting(line) || is_example(line)).map(|line| line.trim_start_matches(['#', ' ']));
+        let examples: String = examples.map(|line| format!("{line}\n")).collect();
+        Config::parse(&examples).expect("the examples are right");
+        for section in SECTIONS {
+            for key in section.keys {
+                assert!(examples.lines().any(|line| line == format!("{} = {}", key.name, key.value)), "{}.{}", section.name, key.name);
+            }
+        }
+        assert!(all.lines().all(|line| line.len() <= 140), "too wide");
+        for key in keys::RELOADED.iter().filter(|key| **key != "apt.private") {
+            let (section, name) = key.split_once('.').expect("a dot");
+            assert!(SECTIONS.iter().any(|known| known.name == section && known.keys.iter().any(|key| key.name == name)), "{key}");
+        }
+    }
+
+    /// A reload that misses a change leaves the administrator with the old value and no word.
+    #[test]
+    fn changes_are_found() {
+        let origin = |text: &str| Origin { file: None, table: text.parse().expect("TOML") };
+        let check = |old: &str, new: &str, want: &[&str]| assert_eq!(origin(old).changed(&origin(new)), want, "{old:?} to {new:?}");
+        check("", "", &[]);
+        check("", "[store]\nquota = \"5 GiB\"\n", &[]);
+        check("", "[store]\nquota = \"6 GiB\"\n[log]\nlevel = \"debug\"\n", &["log.level", "store.quota"]);
+        check("[net]\ndiscovery = true\n", "", &["net.discovery"]);
+        check("", "[[mount]]\nrole = \"lists\"\npath = \"/x\"\n", &["mount"]);
     }
 }

@@ -46,6 +46,20 @@ pub enum Request {
         /// What the client means by `path`.
         seen: Seen,
     },
+    /// Every file that is here, as [`Reply::Files`] until none is left.
+    List,
+    /// Free space; one [`Reply::Collected`].
+    Collect {
+        /// Everything that can be fetched again.
+        all: bool,
+    },
+    /// Read the configuration again; one [`Reply::Reloaded`].
+    Reload,
+    /// Log otherwise until the next start.
+    LogLevel {
+        /// As `log.level`.
+        level: String,
+    },
     /// Unmount everything and end.
     Down,
     /// Check every block of every file; progress, then a [`Verified`].
@@ -65,6 +79,12 @@ pub enum Reply {
     Peers(Vec<PeerRow>),
     /// To [`Request::Why`].
     Why(Box<Why>),
+    /// To [`Request::List`]: some of the files.
+    Files(Vec<FileRow>),
+    /// To [`Request::Collect`].
+    Collected(Collected),
+    /// To [`Request::Reload`].
+    Reloaded(Reloaded),
     /// To [`Request::Mount`].
     Mounted {
         /// It was there already.
@@ -177,6 +197,47 @@ pub struct MountStatus {
     pub blocks_bad: u64,
     /// Blocks that were mended.
     pub blocks_mended: u64,
+}
+
+/// A file that is here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRow {
+    /// `archives`, `lists`, or `objects` for what is kept after apt removed it.
+    pub place: String,
+    /// Its name below the directory; an object's is the name that apt's lists give it, else its digest.
+    pub name: String,
+    /// Its SHA-256, where it is known.
+    pub digest: Option<String>,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// `clean`, `writing` or `damaged`.
+    pub state: String,
+    /// `announced`, `available`, `local-only` or `withheld`.
+    pub sharing: String,
+    /// `mirror`, `peer`, `delta` or `written here`; `None` for an object.
+    pub source: Option<String>,
+}
+
+/// What [`Request::Collect`] freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Kept packages and indexes that went.
+    pub objects: u64,
+    /// Their bytes.
+    pub objects_bytes: u64,
+    /// Interrupted downloads that were given up.
+    pub downloads: usize,
+    /// What is still kept, in bytes.
+    pub kept_bytes: u64,
+}
+
+/// What [`Request::Reload`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Keys that have new values now.
+    pub taken: Vec<String>,
+    /// Keys whose new values wait for the next start.
+    pub waiting: Vec<String>,
 }
 
 /// Bytes by source.

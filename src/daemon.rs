@@ -4,11 +4,14 @@
 //! directories beneath the mounts, the database, apt's configuration, the mounts; only then, while everything is served already, the catalog is
 //! brought up to date and files that changed meanwhile are hashed.
 
+mod requests;
+
 use crate::apt_names::AptNames;
 use crate::bridge::NetSource;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
 use crate::control::{self, Download, MountStatus, Reply, Request, Seen, SourceBytes, Status, Uploaded, Verified, Why};
+use crate::logging;
 use crate::mount_words::{self, Words};
 use crate::net_side::{NetNode, NetSide};
 use crate::shelf::StoreShelf;
@@ -56,7 +59,10 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Everything that requests are answered from.
 struct Daemon {
+    /// As it was at the start.
     config: Config,
+    /// What was read last, for the next reload.
+    read_last: Mutex<config::Origin>,
     started: Instant,
     store: Arc<Store>,
     objects: Arc<Objects>,
@@ -103,6 +109,7 @@ pub fn serve(config: Config) -> Result<()> {
 
 async fn serve_here(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let server = Server::bind(&config.control.socket)?;
     let mut net = NetSide::start(&config).await;
@@ -122,6 +129,9 @@ async fn serve_here(config: Config) -> Result<()> {
             () = &mut requests => bail!("the control socket is closed"),
             _ = stopping.wait_for(|stop| *stop) => break,
             _ = terminate.recv() => { leave(&daemon).await; break }
+            _ = hangup.recv() => if let Err(err) = daemon.reload() {
+                tracing::error!("the configuration stays as it was: {err:#}");
+            },
             _ = interrupt.recv() => { leave(&daemon).await; break }
             _ = ended.changed() => {
                 let gone = daemon.mounts.lock().reap()?;
@@ -210,6 +220,7 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
     let mounts = Mounts::mount(prepared.mounts, &parts, true, config.fs.threads)?;
     let server = net.serve(Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>, &config.net);
     let daemon = Daemon {
+        read_last: Mutex::new(config.origin.clone()),
         config,
         started,
         store,
@@ -451,7 +462,7 @@ impl Daemon {
             catalog_entries: self.catalog.len(),
             hashed,
             objects_bytes: self.objects.bytes(),
-            objects_quota_bytes: self.config.store.quota,
+            objects_quota_bytes: self.objects.quota(),
             node,
             fleet_members: self.fleet.as_ref().map_or(0, |fleet| fleet.members() + 1),
             uploaded: self.server.as_ref().map(uploaded).unwrap_or_default(),
@@ -561,6 +572,13 @@ impl Handler for Daemon {
                     let reply = self.mount(config::Mount { role, path, options }, remount, seen).await?;
                     replies.send(reply).await.context("the client went away")
                 }
+                control::Request::List => self.list(replies).await,
+                control::Request::Collect { all } => {
+                    let collected = tokio::task::spawn_blocking(move || self.collect(all)).await.context("free space")??;
+                    replies.send(Reply::Collected(collected)).await.context("the client went away")
+                }
+                control::Request::Reload => replies.send(Reply::Reloaded(self.reload()?)).await.context("the client went away"),
+                control::Request::LogLevel { level } => logging::set(&level),
                 control::Request::Down => {
                     unmount(&self).await?;
                     self.stop.send_replace(true);

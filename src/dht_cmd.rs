@@ -255,7 +255,7 @@ fn found(is: bool) -> ExitCode {
 
 async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, socket: Option<PathBuf>, json: bool) -> Result<ExitCode> {
     let config = join.config()?;
-    crate::commands::start_logging(&config)?;
+    crate::logging::start(&config.log.level)?;
     let mut stop = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let listen = if listen.is_empty() { expand_listen(config.net.listen) } else { listen.into_iter().flat_map(expand_listen).collect() };

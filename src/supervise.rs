@@ -11,6 +11,7 @@ use crate::pid_file;
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -188,6 +189,7 @@ async fn watch(
     let mut lines = BufReader::new(child.stdout.take().context("the serving process has no output")?).lines();
     let mut refused = None;
     let mut reading = true;
+    let on_terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
     let [term, int, hup] = stop;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
     let status = loop {
@@ -219,9 +221,10 @@ async fn watch(
                 None => reading = false,
             },
             status = child.wait() => break status.context("wait for the serving process")?,
-            _ = term.recv() => forward(pid),
-            _ = int.recv() => forward(pid),
-            _ = hup.recv() => forward(pid),
+            _ = term.recv() => forward(pid, Signal::TERM),
+            _ = int.recv() => forward(pid, Signal::TERM),
+            // From a terminal that goes, else a wish to read the configuration again.
+            _ = hup.recv() => forward(pid, if on_terminal { Signal::TERM } else { Signal::HUP }),
         }
     };
     Ok(match (refused, status.success()) {
@@ -231,9 +234,9 @@ async fn watch(
     })
 }
 
-fn forward(pid: Option<rustix::process::Pid>) {
+fn forward(pid: Option<rustix::process::Pid>, signal: Signal) {
     if let Some(pid) = pid
-        && let Err(err) = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+        && let Err(err) = rustix::process::kill_process(pid, signal)
     {
         tracing::debug!("pass the signal on: {err}");
     }

@@ -445,6 +445,11 @@ impl Mounts {
         Ok(())
     }
 
+    /// Asks for the catalog to be read anew, since apt's sources may be others; returns at once.
+    pub fn refresh(&self) {
+        self.refresher.request(Vanished::Drop);
+    }
+
     /// What is mounted, and how.
     pub fn specs(&self) -> impl Iterator<Item = &MountSpec> {
         self.mounts.iter().map(|mount| &mount.spec)

@@ -12,6 +12,7 @@
 mod apt;
 mod bad_input;
 mod churn;
+mod commands;
 mod death;
 mod dht;
 mod fleet;

@@ -23,7 +23,7 @@ pub struct Evicted {
 impl Objects {
     /// Evicts down to the quota. An object that is being read stays, even if the quota then stays exceeded.
     pub fn evict(&self) -> Result<Evicted, StoreError> {
-        self.evict_locked(&mut self.shelf.lock(), self.quota_bytes)
+        self.evict_locked(&mut self.shelf.lock(), self.quota())
     }
 
     /// Evicts until `bytes` are freed or nothing can be: for a plan that does not fit on the disk.

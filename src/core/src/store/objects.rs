@@ -16,6 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 words! {
     /// What an object is, which decides when it is evicted.
@@ -34,7 +35,7 @@ words! {
 pub struct Objects {
     pub(super) store: Arc<Store>,
     pub(super) dir: OwnedFd,
-    pub(super) quota_bytes: u64,
+    pub(super) quota_bytes: AtomicU64,
     /// Held over each operation, so that none finds a file half kept; taken before the database's writer.
     pub(super) shelf: Mutex<Shelf>,
     readers: Arc<Mutex<HashMap<Digest, usize>>>,
@@ -140,7 +141,23 @@ impl Objects {
                 Err(err) => return Err(StoreError::io("stat the object", digest)(err.into())),
             }
         }
-        Ok(Self { store, dir, quota_bytes, shelf: Mutex::new(Shelf { bytes, unrecorded }), readers: Arc::default() })
+        Ok(Self {
+            store,
+            dir,
+            quota_bytes: AtomicU64::new(quota_bytes),
+            shelf: Mutex::new(Shelf { bytes, unrecorded }),
+            readers: Arc::default(),
+        })
+    }
+
+    /// Bytes that may be kept.
+    pub fn quota(&self) -> u64 {
+        self.quota_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bounds what is kept from now on; what is over it already is evicted by the next [`Objects::evict`].
+    pub fn set_quota(&self, bytes: u64) {
+        self.quota_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Keeps a verified file: renames it in, and evicts others if the quota is exceeded.
@@ -166,7 +183,7 @@ impl Objects {
         }
         let failed = |err: Errno| StoreError::io("keep as an object", place::shown(from_name))(err.into());
         let before = Stamp::of(&rustix::fs::statat(from_dir, from_name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?);
-        if before.size > self.quota_bytes || before.size != sums.size || *digest != sums.digest {
+        if before.size > self.quota() || before.size != sums.size || *digest != sums.digest {
             return Ok(false);
         }
         if let Some(size) = shelf.unrecorded.remove(digest) {
@@ -188,7 +205,7 @@ impl Objects {
             return Err(err);
         }
         crash_point("put.recorded");
-        self.evict_locked(&mut shelf, self.quota_bytes)?;
+        self.evict_locked(&mut shelf, self.quota())?;
         Ok(true)
     }
 
