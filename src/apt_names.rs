@@ -1,11 +1,14 @@
 //! The catalog as the mounts see it: with apt's configuration read anew whenever apt's lists change.
 
-use crate::config;
+use crate::{clock, config};
 use parking_lot::Mutex;
 use poolfs_core::Digest;
-use poolfs_core::catalog::{AptConfig, Catalog, Entry, Vanished};
+use poolfs_core::catalog::{Before, Catalog, Entry, Vanished};
+use poolfs_core::discretion::Verdict;
+use poolfs_core::store::{Decision, Sharing, Store};
 use poolfs_fs::FsError;
 use poolfs_fs::names::{self, Names};
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -14,20 +17,26 @@ use std::sync::Arc;
 pub struct AptNames {
     catalog: Arc<Catalog>,
     apt: Mutex<config::Apt>,
+    store: Arc<Store>,
     problems: Mutex<Vec<String>>,
 }
 
 impl AptNames {
     /// For a catalog that was configured with `apt`; `problems` are those of its configuration.
-    pub fn new(catalog: Arc<Catalog>, apt: config::Apt, problems: Vec<String>) -> Self {
-        Self { catalog, apt: Mutex::new(apt), problems: Mutex::new(problems) }
+    pub fn new(catalog: Arc<Catalog>, store: Arc<Store>, apt: config::Apt, problems: Vec<String>) -> Self {
+        Self { catalog, store, apt: Mutex::new(apt), problems: Mutex::new(problems) }
+    }
+
+    /// Who may have the content with this digest now, and why; `before` is how it is shared.
+    pub fn verdict(&self, digest: &Digest, size: u64, before: Option<Sharing>) -> Result<Verdict, FsError> {
+        let origin = self.store.decisions()?.remove(digest).and_then(|(_, origin)| origin);
+        Ok(self.catalog.judging(clock::now())?.verdict(digest, size, &Before { origin, sharing: before }, false)?)
     }
 
     /// Takes apt's configuration as it is now: a source may have been added since the last time. With one that cannot be read
     /// the old one stays. Returns what is wrong with it.
     fn load(&self) -> Vec<String> {
-        let at = self.apt.lock().clone();
-        match AptConfig::load(&at.sources, at.config.as_deref()) {
+        match self.apt.lock().clone().load() {
             Ok(apt) => {
                 let problems = apt.sources().problems.clone();
                 self.catalog.configure(apt);
@@ -55,6 +64,35 @@ impl Names for AptNames {
 
     fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError> {
         Ok(self.catalog.by_digest(digest)?)
+    }
+
+    fn judge(&self, digest: &Digest, size: u64, arriving: bool) -> Result<Sharing, FsError> {
+        Ok(self.catalog.judging(clock::now())?.verdict(digest, size, &Before::default(), arriving)?.sharing)
+    }
+
+    fn judge_again(&self, contents: &BTreeMap<Digest, (u64, Sharing)>) -> Result<Vec<Decision>, FsError> {
+        let mut known = self.store.decisions()?;
+        let judging = self.catalog.judging(clock::now())?;
+        let mut decisions = Vec::new();
+        for (digest, (size, sharing)) in contents {
+            let (rule, origin) = known.remove(digest).map_or((None, None), |(rule, origin)| (Some(rule), origin));
+            let before = Before { origin, sharing: Some(*sharing) };
+            let decision = judging.decide(digest, *size, &before)?;
+            let same_origin = decision.origin.is_none() || decision.origin == before.origin;
+            // Copies may differ, so only what could not be worse is left out.
+            if decision.sharing != Sharing::LocalOnly || *sharing != Sharing::LocalOnly || rule != Some(decision.rule) || !same_origin {
+                decisions.push(decision);
+            }
+        }
+        Ok(decisions)
+    }
+
+    fn looked_up(&self, name: &[u8]) {
+        // apt's names are ASCII.
+        let Ok(name) = std::str::from_utf8(name) else { return };
+        if let Err(err) = self.catalog.looked_up(name, clock::now()) {
+            tracing::warn!(name, "nobody will know that it was looked up: {err}");
+        }
     }
 
     fn packages(&self) -> Result<Vec<String>, FsError> {

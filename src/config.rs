@@ -8,6 +8,8 @@ pub mod keys;
 use anyhow::{Context, Result, bail};
 use keys::{Key, SECTIONS, Section};
 use poolfs_core::Role;
+use poolfs_core::catalog::private::Pattern;
+use poolfs_core::catalog::{AptConfig, CatalogError};
 use poolfs_net::fleet::wire::ZONE_BYTES_MAX;
 use serde::{Deserialize, Deserializer, de};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -140,6 +142,16 @@ pub struct Apt {
     pub sources: Vec<PathBuf>,
     /// A file to be used as `APT_CONFIG`; absent: apt's own.
     pub config: Option<PathBuf>,
+    /// Repositories and packages whose files never leave this machine, as [`Pattern`]s.
+    #[serde(deserialize_with = "patterns")]
+    pub private: Vec<Pattern>,
+}
+
+impl Apt {
+    /// apt's configuration as it is now, with what is private.
+    pub fn load(&self) -> Result<AptConfig, CatalogError> {
+        Ok(AptConfig::load(&self.sources, self.config.as_deref())?.with_private(&self.private))
+    }
 }
 
 /// The mounts.
@@ -457,6 +469,10 @@ fn parse_bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
+fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pattern>, D::Error> {
+    Vec::<String>::deserialize(deserializer)?.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
+}
+
 fn host_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let all = Vec::<String>::deserialize(deserializer)?;
     for one in &all {
@@ -486,6 +502,10 @@ mod tests {
         check("store = 5\n", "1: `store` is a section: write [store] on a line of its own");
         check("[store]\nquota = \"5 apples\"\n", "2: `5 apples` is no size: write bytes as a number or as \"5 GiB\", \"500 MB\"");
         check("[[mount]]\nrole = \"archive\"\npath = \"/x\"\n", "2: unknown variant `archive`, expected `archives` or `lists`");
+        check(
+            "[apt]\nprivate = [\"repo.example\"]\n",
+            "2: `repo.example` is no pattern: write origin=, suite=, component=, url= or package= before what is meant",
+        );
         check("[net]\nbootstrap = [\"host\"]\n", "2: `host` is not HOST:PORT");
         check("mount = []\n", "1: no [[mount]] is configured: leave the section out for apt's two directories, or name at least one");
         check("[[mount]]\nrole = \"lists\"\npath = \"x\"\n", "1: mount path x is not absolute: write it from /");
@@ -569,6 +589,7 @@ mod tests {
             [apt]
             sources = ["/x"]
             config = "/y"
+            private = ["origin=ACME,package=acme-*"]
             [fs]
             lazy_archives = false
             threads = 3

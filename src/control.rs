@@ -7,10 +7,12 @@ pub mod server;
 
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
+use poolfs_core::discretion::Rule;
 use poolfs_fs::update::Update;
 use poolfs_net::node::Snapshot;
 use poolfs_net::swarm::driver::{History, PeerRow};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -162,6 +164,9 @@ pub struct Why {
     pub state: Option<String>,
     /// `announced`, `available`, `local-only` or `withheld`.
     pub sharing: Option<String>,
+    /// The rule that decides who may have it now, and what it is decided by.
+    #[serde(default)]
+    pub rule: Option<String>,
     /// `mirror`, `peer`, `delta` or `written here`.
     pub source: Option<String>,
     /// When its whole digest was last compared, Unix seconds; 0: never.
@@ -187,8 +192,11 @@ pub struct MountStatus {
     pub available: u64,
     /// Never leaving the machine.
     pub local_only: u64,
-    /// Not shared, since a newer version fixes a vulnerability or replaces it.
+    /// Kept from strangers: vulnerable, superseded, or named by lists that are too old.
     pub withheld: u64,
+    /// These, by the rule that keeps them.
+    #[serde(default)]
+    pub withheld_by: BTreeMap<Rule, u64>,
     /// Failed a checksum and could not be mended.
     pub damaged: u64,
     /// Files that arrived because somebody opened them.

@@ -11,6 +11,7 @@ use crate::bridge::NetSource;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
 use crate::control::{self, Download, MountStatus, Reply, Request, Seen, SourceBytes, Status, Uploaded, Verified, Why};
+use crate::lists_age::ListsAge;
 use crate::logging;
 use crate::mount_words::{self, Words};
 use crate::net_side::{NetNode, NetSide};
@@ -19,7 +20,7 @@ use crate::supervise::Report;
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use poolfs_core::catalog::apt_config::{Environment, Options};
-use poolfs_core::catalog::{AptConfig, Catalog};
+use poolfs_core::catalog::{AptConfig, Catalog, Vanished};
 use poolfs_core::store::{Incoming, Kind, Objects, Sharing, Store};
 use poolfs_core::{Digest, Role};
 use poolfs_fs::fetch::{FetchLimits, Fetcher, Progress};
@@ -116,7 +117,10 @@ async fn serve_here(config: Config) -> Result<()> {
     let daemon = start(config, &mut net)?;
     // Who announces what nobody can get from it costs others their time.
     if daemon.server.is_some() {
-        net.announce(Arc::clone(&daemon.store), &daemon.config.net, &daemon.config.fleet);
+        let refresher = Arc::clone(daemon.mounts.lock().refresher());
+        let (store, catalog) = (Arc::clone(&daemon.store), Arc::clone(&daemon.catalog));
+        net.announce(Arc::clone(&store), &daemon.config.net, &daemon.config.fleet, &refresher.judged());
+        net.judge(ListsAge { catalog, store, refresher });
     }
     let mut ended = daemon.mounts.lock().ended();
     daemon.report_mounted(|_| true)?;
@@ -188,7 +192,7 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
     let objects = Arc::new(Objects::open(Arc::clone(&store), prepared.objects, config.store.quota)?);
     let incoming = Arc::new(Incoming::open(Arc::clone(&store), prepared.incoming)?);
     let mut problems = Vec::new();
-    let apt = AptConfig::load(&config.apt.sources, config.apt.config.as_deref()).unwrap_or_else(|err| {
+    let apt = config.apt.load().unwrap_or_else(|err| {
         // Without apt's configuration nothing can be offered, and everything else works.
         tracing::error!("{err}; no package is offered before it is here");
         problems.push(err.to_string());
@@ -205,7 +209,7 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
         true => None,
         false => open_lists(lists_directory.as_deref(), &mut problems),
     };
-    let names = Arc::new(AptNames::new(Arc::clone(&catalog), config.apt.clone(), problems));
+    let names = Arc::new(AptNames::new(Arc::clone(&catalog), Arc::clone(&store), config.apt.clone(), problems));
     let repairer = Repairer::new(Arc::clone(&names) as Arc<dyn Names>, source, runtime.clone(), RepairLimits::default());
     let parts = TreeParts {
         store: Arc::clone(&store),
@@ -216,8 +220,9 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
         lists_elsewhere,
         runtime,
     };
-    let shelf = Arc::new(shelf(&store, &objects, &prepared.mounts)?);
+    let shelf = shelf(&store, &objects, &prepared.mounts)?;
     let mounts = Mounts::mount(prepared.mounts, &parts, true, config.fs.threads)?;
+    let shelf = Arc::new(shelf.after(mounts.refresher().judged()));
     let server = net.serve(Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>, &config.net);
     let daemon = Daemon {
         read_last: Mutex::new(config.origin.clone()),
@@ -313,22 +318,21 @@ fn tidy(daemon: &Daemon) {
     }
     for (digest, _) in daemon.objects.unrecorded() {
         // What the catalog does not name is of no use to anybody else.
-        let (kind, sharing) = match daemon.catalog.by_digest(&digest) {
-            Ok(Some(entry)) => {
-                let kind = if entry.package.is_empty() { Kind::Index } else { Kind::Package };
-                (kind, if entry.private { Sharing::LocalOnly } else { Sharing::Available })
-            }
-            Ok(None) => (Kind::Package, Sharing::LocalOnly),
+        let kind = match daemon.catalog.by_digest(&digest) {
+            Ok(Some(entry)) if entry.package.is_empty() => Kind::Index,
+            Ok(_) => Kind::Package,
             Err(err) => {
                 tracing::warn!(%digest, "an object without a record: {err}");
                 continue;
             }
         };
-        match daemon.objects.adopt(&digest, kind, sharing) {
+        // It is judged with everything else.
+        match daemon.objects.adopt(&digest, kind, Sharing::LocalOnly) {
             Ok(adopted) => tracing::info!(%digest, adopted, "an object without a record"),
             Err(err) => tracing::warn!(%digest, "an object without a record: {err}"),
         }
     }
+    daemon.mounts.lock().refresher().request(Vanished::Keep);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let before = i64::try_from(now.saturating_sub(INCOMING_KEPT).as_secs()).unwrap_or_default();
     match daemon.incoming.discard_older(before) {
@@ -436,7 +440,9 @@ impl Daemon {
     fn status(&self, node: Option<Snapshot>) -> Result<Status> {
         let stats = self.mounts.lock().stats()?;
         let hashed = stats.iter().map(|mount| mount.files_hashed).sum();
+        let mut withheld_by = stats.iter().map(|mount| self.store.kept_back(mount.role)).collect::<Result<Vec<_>, _>>()?.into_iter();
         let mounts = stats.into_iter().map(|mount| MountStatus {
+            withheld_by: withheld_by.next().unwrap_or_default(),
             role: mount.role,
             path: mount.path,
             files: mount.counts.files,
@@ -535,6 +541,9 @@ impl Daemon {
                 why.sharing = Some(record.sharing.to_string());
                 why.source = Some(record.provenance.to_string());
                 why.verified_at = record.verified_at;
+                if let Some(digest) = &record.digest {
+                    why.rule = Some(self.names.verdict(digest, record.stamp.size, Some(record.sharing))?.to_string());
+                }
                 record.digest
             }
         };

@@ -8,6 +8,7 @@ use crate::bridge::NodeFinder;
 use crate::config::{self, Config};
 use crate::dht_cmd;
 use crate::holdings::Holdings;
+use crate::lists_age::ListsAge;
 use anyhow::Result;
 use poolfs_core::store::Store;
 use poolfs_net::dht::Family;
@@ -23,6 +24,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How long the end waits for the routing tables to be saved.
@@ -110,14 +112,22 @@ impl NetSide {
 
     /// Tells the fleet what `store` has, and the DHT too where this machine is to be of no fleet or its gateway, from now on.
     /// A fleet whose key cannot be read is one all the same: its members announce nothing outside.
-    pub fn announce(&mut self, store: Arc<Store>, config: &config::Net, fleet: &config::Fleet) {
+    ///
+    /// Nothing is told before everything was judged: what the database says is how it was judged when the daemon last ran.
+    pub fn announce(&mut self, store: Arc<Store>, config: &config::Net, fleet: &config::Fleet, judged: &watch::Receiver<bool>) {
         if let Some(fleet) = &self.fleet {
-            self.tasks.spawn(Holdings::new(Arc::clone(&store), fleet.clone()).run());
+            self.tasks.spawn(after(judged.clone(), Holdings::new(Arc::clone(&store), fleet.clone()).run()));
         }
         if let Some(node) = self.node.as_ref().filter(|_| fleet.gateway || fleet.key_file.is_none()) {
             let arriving = Arc::clone(&self.arriving);
-            self.tasks.spawn(Announcer::new(store, arriving, node.dht.clone(), config.announce, config.network).run());
+            self.tasks
+                .spawn(after(judged.clone(), Announcer::new(store, arriving, node.dht.clone(), config.announce, config.network).run()));
         }
+    }
+
+    /// Has what is here judged again when its lists have grown old.
+    pub fn judge(&mut self, lists: ListsAge) {
+        self.tasks.spawn(lists.run());
     }
 
     /// What downloads files: from `mirror` and, where a node runs, from peers.
@@ -174,6 +184,14 @@ impl NetSide {
     fn problem(&mut self, text: String) {
         tracing::error!("{text}");
         self.problems.push(text);
+    }
+}
+
+/// Runs `task` once everything was judged.
+async fn after(mut judged: watch::Receiver<bool>, task: impl Future<Output = ()>) {
+    // Without its sender nothing is ever judged.
+    if judged.wait_for(|judged| *judged).await.is_ok() {
+        task.await;
     }
 }
 

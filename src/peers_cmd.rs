@@ -79,6 +79,7 @@ fn why_text(why: &Why) -> String {
     if why.state.is_some() {
         line("state", &or(&why.state));
         line("sharing", &or(&why.sharing));
+        line("rule", &or(&why.rule));
         line("source", &or(&why.source));
     }
     if why.verified_at > 0 {

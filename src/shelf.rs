@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// Sums kept in memory: a file is asked for piece by piece, and the sums of a large one take longer to read than a piece.
 const SUMS_KEPT_MAX: usize = 16;
@@ -33,12 +34,20 @@ pub struct StoreShelf {
     dirs: RwLock<Vec<(Role, OwnedFd)>>,
     /// Latest used last. Sums belong to a content, so they never grow old.
     sums: Mutex<VecDeque<Arc<Sums>>>,
+    /// Whether everything was judged; nothing is given before.
+    judged: Option<watch::Receiver<bool>>,
 }
 
 impl StoreShelf {
     /// Gives what `store` and `objects` hold; files of a role without a directory are not given.
     pub fn new(store: Arc<Store>, objects: Arc<Objects>, dirs: Vec<(Role, OwnedFd)>) -> Self {
-        Self { store, objects, dirs: RwLock::new(dirs), sums: Mutex::default() }
+        Self { store, objects, dirs: RwLock::new(dirs), sums: Mutex::default(), judged: None }
+    }
+
+    /// Gives nothing before `judged`: what the database says is how it was judged when the daemon last ran.
+    #[must_use]
+    pub fn after(self, judged: watch::Receiver<bool>) -> Self {
+        Self { judged: Some(judged), ..self }
     }
 
     /// From now on files of that role are given from `dir`.
@@ -56,6 +65,9 @@ impl StoreShelf {
         // Both are asked, whatever the first says: a file that is kept back takes as long as one that is not here.
         let places = self.store.shared_places(digest, to)?;
         let is_object = self.objects.is_shared(digest, to)?;
+        if self.judged.as_ref().is_some_and(|judged| !*judged.borrow()) {
+            return Ok(None);
+        }
         for (role, path, stamp) in places {
             if let Some(file) = self.open(role, &path, stamp)
                 && let Some(sums) = self.sums(digest)?
@@ -234,6 +246,21 @@ mod tests {
             assert_eq!(rig.gives(&digest, Audience::Fleet), fleet.then_some(object), "{sharing}");
         }
         assert_eq!(rig.gives(&Digest::of(b"unknown"), Audience::Fleet), None);
+    }
+
+    /// What was announced when the daemon last ran may be private or old by now: it is given only after it was judged.
+    #[test]
+    fn nothing_before_it_was_judged() {
+        let mut rig = rig();
+        let (tell, judged) = watch::channel(false);
+        rig.shelf = rig.shelf.after(judged);
+        let file = rig.file("a", b"a", Sharing::Announced);
+        let object = rig.object(b"object", Sharing::Available);
+        for to in [Audience::Stranger, Audience::Fleet] {
+            assert!(rig.gives(&file, to).is_none() && rig.gives(&object, to).is_none());
+        }
+        tell.send_replace(true);
+        assert!(rig.gives(&file, Audience::Stranger).is_some() && rig.gives(&object, Audience::Stranger).is_some());
     }
 
     /// A copy that is kept back must not stop one that may be given, nor be given in its place.

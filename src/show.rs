@@ -4,8 +4,9 @@
 use crate::control::{Download, Status, UpdateStatus, Verified};
 use anyhow::Result;
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use poolfs_core::discretion::Rule;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -37,8 +38,12 @@ pub fn status(status: &Status) {
         println!("{}  {}", mount.path.display(), mount.role);
         println!("  {} files, {}; {} opened before they were here", mount.files, HumanBytes(mount.bytes), mount.ghosts_opened);
         println!(
-            "  {} announced, {} available, {} local-only, {} withheld",
-            mount.announced, mount.available, mount.local_only, mount.withheld
+            "  {} announced, {} available, {} local-only, {} withheld{}",
+            mount.announced,
+            mount.available,
+            mount.local_only,
+            mount.withheld,
+            withheld_by(&mount.withheld_by)
         );
         if mount.damaged > 0 {
             println!("  {} DAMAGED: run `poolfs verify --repair`", mount.damaged);
@@ -90,6 +95,12 @@ pub fn status(status: &Status) {
     for problem in &status.problems {
         println!("problem: {problem}");
     }
+}
+
+/// ` (3 superseded, 1 security)`, or nothing.
+fn withheld_by(rules: &BTreeMap<Rule, u64>) -> String {
+    let counts: Vec<String> = rules.iter().map(|(rule, files)| format!("{files} {rule}")).collect();
+    if counts.is_empty() { String::new() } else { format!(" ({})", counts.join(", ")) }
 }
 
 fn update_line(update: &UpdateStatus) -> String {

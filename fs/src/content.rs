@@ -8,7 +8,6 @@
 
 use parking_lot::Mutex;
 use poolfs_core::catalog::Entry;
-use poolfs_core::piece::SMALL_FILE_BYTES_MAX;
 use poolfs_core::store::{FileRecord, Provenance, Sharing, Stamp, State};
 use poolfs_core::{Digest, Summer, Sums};
 use std::sync::Arc;
@@ -141,12 +140,7 @@ pub(crate) enum Verdict {
     /// The catalog says that a file of this name and size has another digest, and nobody wrote this one through the mount.
     Impostor(Box<Entry>),
     /// A file of its own.
-    New {
-        /// Who may have it.
-        sharing: Sharing,
-        /// Where it came from, as far as its digest tells.
-        provenance: Provenance,
-    },
+    New,
 }
 
 /// What the hashing of a whole file means.
@@ -170,27 +164,7 @@ pub(crate) fn judge(found: &Sums, stamp: Stamp, before: Option<&Known>, named: O
     {
         return Verdict::Impostor(Box::new(named));
     }
-    let (sharing, provenance) = classify(known);
-    Verdict::New { sharing, provenance }
-}
-
-/// Who may have a file with the digest that the catalog knows as `known`, and where it came from if nothing else tells.
-pub(crate) fn classify(known: Option<&Entry>) -> (Sharing, Provenance) {
-    match known {
-        None => (Sharing::LocalOnly, Provenance::WrittenHere),
-        Some(entry) => (sharing_of(entry), Provenance::Mirror),
-    }
-}
-
-/// Who may have a file of the catalog.
-pub(crate) fn sharing_of(entry: &Entry) -> Sharing {
-    if entry.private {
-        Sharing::LocalOnly
-    } else if entry.size > SMALL_FILE_BYTES_MAX {
-        Sharing::Announced
-    } else {
-        Sharing::Available
-    }
+    Verdict::New
 }
 
 #[cfg(test)]
@@ -235,15 +209,11 @@ mod tests {
     fn hashing_is_judged() {
         let old = stamp(5, 1, 7);
         let before = known(b"hello", old);
-        let new = |known| {
-            let (sharing, provenance) = classify(known);
-            Verdict::New { sharing, provenance }
-        };
         let check = |found: &[u8], now, before: Option<&Known>| judge(&Sums::of(found), now, before, None, None);
         assert_eq!(check(b"hello", stamp(5, 9, 8), Some(&before)), Verdict::Same);
         assert_eq!(check(b"hellO", stamp(5, 9, 7), Some(&before)), Verdict::Rotten);
-        assert_eq!(check(b"hellO", stamp(5, 9, 8), Some(&before)), new(None), "replaced by rename at equal size");
-        assert_eq!(check(b"hello!", stamp(6, 9, 7), Some(&before)), new(None));
-        assert_eq!(check(b"hello", old, None), new(None));
+        assert_eq!(check(b"hellO", stamp(5, 9, 8), Some(&before)), Verdict::New, "replaced by rename at equal size");
+        assert_eq!(check(b"hello!", stamp(6, 9, 7), Some(&before)), Verdict::New);
+        assert_eq!(check(b"hello", old, None), Verdict::New);
     }
 }

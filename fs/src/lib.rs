@@ -13,6 +13,7 @@ pub mod errno;
 mod ghost;
 mod handle;
 mod inode;
+mod judging;
 mod lock;
 pub mod mount;
 pub mod names;

@@ -402,10 +402,14 @@ impl Mounts {
             }
             return Err(err);
         }
-        if is_lists {
-            self.refresher.request(Vanished::Drop);
-        }
+        // Also where the lists were there before: what is here of the new one is to be judged.
+        self.refresher.request(Vanished::Drop);
         Ok(Arc::clone(&self.mounts.last().expect("it was just added").tree))
+    }
+
+    /// What follows the lists, and judges what is here by them.
+    pub fn refresher(&self) -> &Arc<Refresher> {
+        &self.refresher
     }
 
     fn follow(&self, lists: &PreparedMount) -> Result<(), MountError> {

@@ -3,6 +3,10 @@
 use crate::errno::FsError;
 use poolfs_core::Digest;
 use poolfs_core::catalog::{ArrivalError, Catalog, Entry, Vanished};
+use poolfs_core::discretion::Rule;
+use poolfs_core::piece::SMALL_FILE_BYTES_MAX;
+use poolfs_core::store::{Decision, Sharing};
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
 /// The catalog. A trait, so that a tree can be tested over a handful of names.
@@ -12,6 +16,33 @@ pub trait Names: Send + Sync + 'static {
 
     /// What the file with this digest is.
     fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError>;
+
+    /// Who may have the file with this digest. `arriving`: it is one of those that apt is fetching for its lists.
+    fn judge(&self, digest: &Digest, size: u64, arriving: bool) -> Result<Sharing, FsError> {
+        let arriving = || self.arriving_by_digest(digest).filter(|_| arriving);
+        let private = self.by_digest(digest)?.or_else(arriving).map(|entry| entry.private);
+        Ok(match private {
+            None | Some(true) => Sharing::LocalOnly,
+            Some(false) if size > SMALL_FILE_BYTES_MAX => Sharing::Announced,
+            Some(false) => Sharing::Available,
+        })
+    }
+
+    /// Decides again of every content, each with its size in bytes and how it is shared now. What is missing in the answer stays
+    /// as it is.
+    fn judge_again(&self, contents: &BTreeMap<Digest, (u64, Sharing)>) -> Result<Vec<Decision>, FsError> {
+        let decision = |(digest, (size, _)): (&Digest, &(u64, Sharing))| {
+            let sharing = self.judge(digest, *size, false)?;
+            let rule = if sharing == Sharing::LocalOnly { Rule::Unlisted } else { Rule::Current };
+            Ok(Decision { digest: *digest, sharing, rule, origin: None })
+        };
+        contents.iter().map(decision).collect()
+    }
+
+    /// An update that holds apt's lock has looked up the Release of this name and kept or replaced it.
+    fn looked_up(&self, name: &[u8]) {
+        let _ = name;
+    }
 
     /// The names of all packages, for a browsing mount.
     fn packages(&self) -> Result<Vec<String>, FsError>;

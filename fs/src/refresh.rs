@@ -3,6 +3,7 @@
 //! One refresh runs at a time, in the background; wishes that come meanwhile are joined into the next one. Whoever looks
 //! up a ghost while one runs waits for it, but not for ever.
 
+use crate::judging;
 use crate::names::Names;
 use crate::tree::Tree;
 use parking_lot::Mutex;
@@ -26,6 +27,9 @@ pub struct Refresher {
     reconfiguring: watch::Sender<u32>,
     /// Whose files are judged again after a refresh.
     trees: Mutex<Vec<Weak<Tree>>>,
+    /// One judging at a time.
+    judging: Mutex<()>,
+    judged: watch::Sender<bool>,
 }
 
 /// Where the lists are. They may be mounted, and unmounted, while others use the catalog.
@@ -54,7 +58,8 @@ impl Refresher {
         let lists = Mutex::new(Lists { dir: lists, followed });
         let (wish, running, trees) = (Mutex::default(), watch::Sender::new(false), Mutex::default());
         let reconfiguring = watch::Sender::new(0);
-        Arc::new(Self { names, lists, runtime, wish, running, reconfiguring, trees })
+        let (judging, judged) = (Mutex::default(), watch::Sender::new(false));
+        Arc::new(Self { names, lists, runtime, wish, running, reconfiguring, trees, judging, judged })
     }
 
     /// After each refresh, the tree's files are judged by the new catalog.
@@ -125,17 +130,26 @@ impl Refresher {
         while let Some(vanished) = self.next() {
             let Some(lists) = self.dir() else { continue };
             match self.names.refresh(lists.as_fd(), vanished) {
-                Ok(()) => {
-                    let trees: Vec<_> = self.trees.lock().iter().filter_map(Weak::upgrade).collect();
-                    for tree in trees {
-                        if let Err(err) = tree.judge_again() {
-                            tracing::warn!("files could not be judged by the new catalog: {err}");
-                        }
-                    }
-                }
+                Ok(()) => self.judge(),
                 Err(err) => tracing::error!("the catalog could not be refreshed: {err}"),
             }
         }
+    }
+
+    /// Judges everything that is here again: the lists have changed, or have grown old. Blocks for the disk.
+    pub fn judge(&self) {
+        let _one_at_a_time = self.judging.lock();
+        let trees: Vec<_> = self.trees.lock().iter().filter_map(Weak::upgrade).collect();
+        match judging::judge_again(&*self.names, &trees) {
+            Ok(true) => drop(self.judged.send_replace(true)),
+            Ok(false) => {}
+            Err(err) => tracing::error!("what is here could not be judged again: {err}"),
+        }
+    }
+
+    /// Becomes true when everything was judged for the first time.
+    pub fn judged(&self) -> watch::Receiver<bool> {
+        self.judged.subscribe()
     }
 
     /// The next wish; `None` ends the run.

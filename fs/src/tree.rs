@@ -352,6 +352,7 @@ impl Tree {
         }
         if let Some(mode) = set.mode {
             backing.chmod(mode)?;
+            self.note_kept(&node);
         }
         if let Some(size) = set.size {
             self.truncate(&node, fh, size)?;

@@ -68,6 +68,11 @@ pub const SECTIONS: &[Section] = &[
         keys: &[
             key("sources", "[]", "sources.list and .sources files, or directories of them; empty: apt's own."),
             unset("config", "\"/etc/apt/apt.conf\"", "A file used as APT_CONFIG where apt's configuration is asked for."),
+            key(
+                "private",
+                "[]",
+                "What never leaves this machine, besides repositories with credentials: patterns like \"origin=ACME*\", \"url=https://repo.example/internal\", \"suite=*-staging,component=secret\", \"package=acme-*\".",
+            ),
         ],
     },
     Section {

@@ -15,6 +15,7 @@ mod churn;
 mod commands;
 mod death;
 mod dht;
+mod discretion;
 mod fleet;
 mod frontends;
 mod fstab;

@@ -3,7 +3,7 @@
 use super::{Answer, Tree};
 use crate::attr::SetAttr;
 use crate::backing::Backing;
-use crate::content::{Claim, Known, Verdict, classify, judge, sharing_of};
+use crate::content::{Claim, Known, Verdict, judge};
 use crate::errno::FsError;
 use crate::fetch::{Fetched, Job};
 use crate::handle::Handle;
@@ -201,7 +201,7 @@ impl Tree {
         rustix::fs::renameat(&dir, &temp, &dir, &link.name)?;
         rustix::fs::fsync(&dir)?;
         self.table.unnamed(old.key, link.parent.id, &link.name);
-        let (stamp, sharing) = (Stamp::of(&stat), sharing_of(entry));
+        let (stamp, sharing) = (Stamp::of(&stat), self.sharing(fetched.sums(), std::slice::from_ref(&link)));
         Ok(self.parts.store.record(self.role, &link.path, stamp, fetched.sums(), sharing, fetched.provenance())?)
     }
 
@@ -276,14 +276,15 @@ impl Tree {
                 state.set(Claim::Nothing);
                 return Ok(Some(entry));
             }
-            Verdict::New { .. } => self.record_new(&links, sums, stamp, by_digest.as_ref()),
+            Verdict::New => self.record_new(&links, sums, stamp, by_digest.as_ref()),
         };
         state.set(claim);
         Ok(None)
     }
 
     fn record_new(&self, links: &[Link], sums: Sums, stamp: Stamp, by_digest: Option<&Entry>) -> Claim {
-        let (sharing, provenance) = classify(by_digest);
+        let sharing = self.sharing(&sums, links);
+        let provenance = if by_digest.is_some() { Provenance::Mirror } else { Provenance::WrittenHere };
         let digest = sums.digest;
         let known = Known { digest, stamp, damaged: false, sharing, provenance, sums: Some(Arc::new(sums)) };
         self.write_records(links, &known, State::Clean);
@@ -291,10 +292,10 @@ impl Tree {
     }
 
     /// Records bytes that this process has verified itself.
-    pub(crate) fn record_verified(&self, node: &Node, sums: Arc<Sums>, stamp: Stamp, entry: Option<&Entry>, provenance: Provenance) {
+    pub(crate) fn record_verified(&self, node: &Node, sums: Arc<Sums>, stamp: Stamp, provenance: Provenance) {
         let _names = self.names_lock.read();
         let links = self.live_links(node);
-        let sharing = entry.map_or(Sharing::LocalOnly, sharing_of);
+        let sharing = self.sharing(&sums, &links);
         let known = Known { digest: sums.digest, stamp, damaged: false, sharing, provenance, sums: Some(sums) };
         self.write_records(&links, &known, State::Clean);
         node.content.state.lock().set(Claim::Known(known));
@@ -349,6 +350,16 @@ impl Tree {
                 .filter(|_| !links.is_empty() && links.iter().all(|link| self.is_arriving(&link.path)))
         };
         self.in_catalog(self.parts.names.by_digest(digest)).or_else(arriving)
+    }
+
+    /// Who may have bytes that were hashed or verified just now, with these names. Names must not change until it is recorded, so
+    /// that who judges everything again sees the record or comes after it.
+    fn sharing(&self, sums: &Sums, links: &[Link]) -> Sharing {
+        let arriving = !links.is_empty() && links.iter().all(|link| self.is_arriving(&link.path));
+        self.parts.names.judge(&sums.digest, sums.size, arriving).unwrap_or_else(|err| {
+            tracing::error!(role = %self.role, "a file is kept back, since it cannot be judged: {err}");
+            Sharing::LocalOnly
+        })
     }
 
     /// A catalog that fails offers and shares nothing; the files that are here can be read all the same.

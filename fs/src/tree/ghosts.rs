@@ -204,7 +204,7 @@ impl Tree {
                 let backing = node.real()?;
                 let stat = dress(backing, listed, &SetAttr::default())?;
                 node.content.state.lock().is_object = false;
-                self.record_verified(&node, taken.sums, Stamp::of(&stat), Some(listed), taken.provenance);
+                self.record_verified(&node, taken.sums, Stamp::of(&stat), taken.provenance);
                 Ok(self.entry(&node, &stat))
             }
             // Evicted meanwhile.
@@ -348,7 +348,7 @@ impl Tree {
             };
             drop(names);
             if let Some(stamp) = recorded? {
-                tree.record_verified(&node, Arc::clone(fetched.sums()), stamp, Some(&ghost.entry), fetched.provenance());
+                tree.record_verified(&node, Arc::clone(fetched.sums()), stamp, fetched.provenance());
                 tree.note_placed(ghost, Origin::Fetched(fetched.provenance()));
             }
             Ok(())
@@ -375,7 +375,7 @@ impl Tree {
                 let recorded = self.embody(node, ghost, backing, Some(taken.stamp))?;
                 drop(names);
                 if let Some(stamp) = recorded {
-                    self.record_verified(node, taken.sums, stamp, Some(&ghost.entry), taken.provenance);
+                    self.record_verified(node, taken.sums, stamp, taken.provenance);
                     self.note_placed(ghost, Origin::Kept);
                 }
                 Ok(true)

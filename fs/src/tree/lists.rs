@@ -97,6 +97,9 @@ impl Tree {
         {
             let committed = to == Some(name);
             self.parts.names.left(name, committed);
+            if committed && self.run.lock().is_locked() {
+                self.parts.names.looked_up(name);
+            }
             if !committed {
                 let known = |digest: &_| self.parts.names.by_digest(digest).is_ok_and(|entry| entry.is_some());
                 let wanted = |digest: &_| known(digest) || self.parts.names.arriving_by_digest(digest).is_some();
@@ -108,6 +111,19 @@ impl Tree {
         }
         if let Some(name) = to.and_then(in_partial) {
             self.note_arrived(name);
+        }
+    }
+
+    /// The mode of a file was set. Of a Release in its place apt does that when it is about to check the signature: it has looked it
+    /// up, and it keeps it. An update that fails to reach the mirror only looks at it.
+    pub(crate) fn note_kept(&self, node: &Node) {
+        if self.role != Role::Lists || !self.run.lock().is_locked() {
+            return;
+        }
+        for link in self.table.links(node.id) {
+            if !link.path.contains(&b'/') && names::is_release(&link.path) {
+                self.parts.names.looked_up(&link.path);
+            }
         }
     }
 

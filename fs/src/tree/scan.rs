@@ -3,7 +3,7 @@
 use super::Tree;
 use super::bytes::below;
 use crate::backing::Key;
-use crate::content::{Claim, sharing_of};
+use crate::content::Claim;
 use crate::errno::FsError;
 use crate::inode::{Node, ROOT};
 use poolfs_core::Digest;
@@ -75,33 +75,8 @@ impl Tree {
         Ok(scanned)
     }
 
-    /// Judges the files again that no list named when they were hashed: the catalog has changed.
-    pub(crate) fn judge_again(&self) -> Result<(), FsError> {
-        let mut unknown = Vec::new();
-        self.parts.store.each_file(self.role, |path, record| {
-            if record.sharing == Sharing::LocalOnly
-                && let Some(digest) = record.digest
-            {
-                unknown.push((path.to_vec(), digest));
-            }
-        })?;
-        for (path, digest) in unknown {
-            let Some(entry) = self.parts.names.by_digest(&digest)? else { continue };
-            let sharing = sharing_of(&entry);
-            if sharing == Sharing::LocalOnly {
-                continue;
-            }
-            let _names = self.names_still();
-            if self.parts.store.file(self.role, &path)?.is_some_and(|record| record.digest == Some(digest)) {
-                self.parts.store.set_sharing(self.role, &path, sharing)?;
-                self.share(&path, digest, sharing);
-            }
-        }
-        Ok(())
-    }
-
     /// Tells the node of a file, if the kernel knows it.
-    fn share(&self, path: &[u8], digest: Digest, sharing: Sharing) {
+    pub(crate) fn share(&self, path: &[u8], digest: Digest, sharing: Sharing) {
         use std::os::unix::ffi::OsStrExt as _;
         let Ok(root) = self.table.root().real() else { return };
         let path = std::ffi::OsStr::from_bytes(path);

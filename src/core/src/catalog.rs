@@ -14,11 +14,13 @@
 
 pub mod apt_config;
 mod arrivals;
+mod facts;
 pub mod forms;
 mod indexes;
 pub mod names;
 pub mod packages;
 pub mod pdiff;
+pub mod private;
 mod refresh;
 pub mod release;
 pub mod sources;
@@ -27,13 +29,15 @@ mod tests;
 
 pub use apt_config::AptConfig;
 pub use arrivals::ArrivalError;
+pub use facts::{Before, Judging, Standing};
 pub use refresh::{Refreshed, Vanished};
 
 use crate::{Db, DbError, Digest};
 use apt_config::ListTarget;
 use arrivals::Arrivals;
 use parking_lot::{Mutex, RwLock};
-use rusqlite::{Row, params};
+use private::Place;
+use rusqlite::{OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
@@ -137,6 +141,21 @@ impl Configured {
             targets.iter().enumerate().map(|(index, target)| (target.name.clone(), (index, apt.proxy(&target.repository)))).collect();
         Self { apt, targets, by_list }
     }
+
+    /// Whether a package of a list stays on this machine. `words`: origin, label, suite and codename of the list's Release.
+    fn is_private(&self, list: &str, words: &[String; 4], package: &str, source: &str) -> bool {
+        let target = self.by_list.get(list).map(|(index, _)| &self.targets[*index]);
+        let (source, _) = packages::source_of(package, "", source);
+        let [origin, label, suite, codename] = words;
+        let place = Place {
+            repository: target.map(|target| &target.repository),
+            suites: [target.map_or("", |target| target.suite.as_str()), suite, codename],
+            origins: [origin, label],
+            component: target.map_or("", |target| target.component.as_str()),
+            packages: [package, source],
+        };
+        target.is_some_and(|target| target.private) || self.apt.is_named_private(&place)
+    }
 }
 
 impl Catalog {
@@ -162,6 +181,11 @@ impl Catalog {
     /// Reads committed Release files again that changed, or whose source did: a short part of [`Self::refresh`].
     pub fn refresh_indexes(&self, lists: BorrowedFd<'_>) {
         self.arrivals.refresh(lists);
+    }
+
+    /// Files and directories in which credentials of sources may lie, at most `files_max`, also those that are not there.
+    pub fn credential_files(&self, files_max: usize) -> Vec<std::path::PathBuf> {
+        self.configured().apt.credential_files(files_max)
     }
 
     /// The configuration's lists, in the order of the sources.
@@ -240,6 +264,16 @@ impl Catalog {
         self.entries("p.name >= ?1 || '_' AND p.name < ?1 || '`'", start)
     }
 
+    /// Whether a package that a list named once stays on this machine.
+    fn is_private(&self, configured: &Configured, list: &str, release: &str, package: &str, source: &str) -> Result<bool, CatalogError> {
+        let reader = self.db.reader()?;
+        let mut words = reader.prepare_cached("SELECT origin, label, suite, codename FROM releases WHERE name = ?1")?;
+        let words = words.query_row([release], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?])).optional()?;
+        let mut recorded = reader.prepare_cached("SELECT private FROM lists WHERE name = ?1")?;
+        let recorded = recorded.query_row([list], |row| row.get::<_, bool>(0)).optional()?.unwrap_or(false);
+        Ok(recorded || configured.is_private(list, &words.unwrap_or_default(), package, source))
+    }
+
     fn entries(&self, condition: &'static str, key: impl rusqlite::ToSql) -> Result<Vec<Entry>, CatalogError> {
         let mut rows = self.rows(condition, key)?;
         rows.sort_by_key(|row| row.order);
@@ -251,7 +285,8 @@ impl Catalog {
         let configured = self.configured();
         let reader = self.db.reader()?;
         let mut statement = reader.prepare_cached(&format!(
-            "SELECT l.name, l.private, coalesce(r.date, 0), p.name, p.digest, p.size, p.path, p.package, p.version
+            "SELECT l.name, l.private, coalesce(r.date, 0), p.name, p.digest, p.size, p.path, p.package, p.version, p.source, l.release,
+                    coalesce(r.origin, ''), coalesce(r.label, ''), coalesce(r.suite, ''), coalesce(r.codename, '')
              FROM packages p
              JOIN lists l ON l.first_id = (SELECT max(first_id) FROM lists WHERE first_id <= p.id) AND p.id < l.end_id
              LEFT JOIN releases r ON r.name = l.release
@@ -288,36 +323,45 @@ fn merged(rows: Vec<Found>) -> Vec<Entry> {
 /// One row, with the place of its list in the order of the sources.
 struct Found {
     order: usize,
+    list: String,
+    /// Name of the list's Release, empty if there is none.
+    release: String,
+    /// As in the list.
+    source: String,
     entry: Entry,
 }
 
 impl Found {
     fn of(row: &Row<'_>, configured: &Configured) -> rusqlite::Result<Self> {
         let list: String = row.get(0)?;
-        let private: bool = row.get(1)?;
         let name: Option<String> = row.get(3)?;
         let path: String = row.get(6)?;
+        let (package, source): (String, String) = (row.get(7)?, row.get(9)?);
         let place = configured.by_list.get(&list);
+        let words = [row.get(11)?, row.get(12)?, row.get(13)?, row.get(14)?];
+        let private = row.get(1)? || configured.is_private(&list, &words, &package, &source);
         let urls = place.map(|(index, proxy)| {
             let target = &configured.targets[*index];
             MirrorUrl {
                 url: configured.apt.file_url(&target.repository, &path),
                 proxy: proxy.clone(),
                 immutable: path.starts_with("pool/") || path.contains("/pool/"),
-                private: target.private,
+                private,
             }
         });
-        let private = private || urls.as_ref().is_some_and(|url| url.private);
         let name = name.unwrap_or_else(|| path.rsplit('/').next().unwrap_or_default().to_owned());
         Ok(Self {
             order: place.map_or(usize::MAX, |(index, _)| *index),
+            list,
+            release: row.get(10)?,
+            source,
             entry: Entry {
                 name,
                 digest: Digest(row.get(4)?),
                 size: u64::try_from(row.get::<_, i64>(5)?).unwrap_or(0),
                 date: row.get(2)?,
                 urls: urls.into_iter().collect(),
-                package: row.get(7)?,
+                package,
                 version: row.get(8)?,
                 private,
             },

@@ -25,7 +25,7 @@ const IDLE_READERS_MAX: usize = 4;
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 
 /// Each migration brings the schema from version `index` to `index + 1`. Never edit one that was released: add another.
-const MIGRATIONS: &[&str] = &[include_str!("db/0001.sql"), include_str!("db/0002.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("db/0001.sql"), include_str!("db/0002.sql"), include_str!("db/0003.sql")];
 
 /// How often the lock of another process is tried again, [`LOCK_PAUSE`] apart: a daemon that was just killed may still be going.
 const LOCK_TRIES: u32 = 10;
@@ -33,7 +33,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Tables that are made again from apt's lists, and most of the database's bytes: after an orderly end a start does not
 /// wait for them to be checked. A file's bytes never depend on them.
-const DERIVED: &[&str] = &["packages"];
+const DERIVED: &[&str] = &["packages", "newest"];
 
 /// The smallest page that SQLite has, and so the smallest database with anything in it.
 const SQLITE_BYTES_MIN: u64 = 512;

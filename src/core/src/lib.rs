@@ -7,6 +7,7 @@ pub mod catalog;
 mod crash_point;
 pub mod db;
 pub mod digest;
+pub mod discretion;
 pub mod piece;
 pub mod role;
 pub mod store;

@@ -47,12 +47,14 @@
 mod evict;
 mod files;
 mod incoming;
+mod judged;
 mod objects;
 mod place;
 mod shared;
 
 pub use evict::Evicted;
 pub use incoming::{Incoming, Partial, Progress, SIZE_BYTES_MAX};
+pub use judged::{Changed, Decision, Origin};
 pub use objects::{Kind, Lease, Objects, OpenObject, Taken};
 pub use place::{Replace, TEMP_PREFIX, copy, place, sweep};
 pub use shared::{Shared, SharedTo};

@@ -6,6 +6,7 @@
 use super::CatalogError;
 use super::forms::Form;
 use super::names::{self, Uri};
+use super::private::{Pattern, Place};
 use super::sources::{self, Source, SourceKind, Sources};
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
@@ -142,7 +143,9 @@ pub struct AptConfig {
     architectures: Vec<String>,
     forms: Vec<Form>,
     machines: Vec<Machine>,
-    private: Vec<String>,
+    /// What `auth.conf` says is not known: any repository may need credentials.
+    machines_unknown: bool,
+    private: Vec<Pattern>,
     detected: BTreeMap<String, String>,
 }
 
@@ -217,15 +220,21 @@ impl AptConfig {
                 forms.push(form);
             }
         }
-        let machines = machines(&options, &mut sources.problems);
-        Self { options, environment, sources, architectures, forms, machines, private: Vec::new(), detected: BTreeMap::new() }
+        let (machines, machines_unknown) = machines(&options, &mut sources.problems);
+        let (private, detected) = (Vec::new(), BTreeMap::new());
+        Self { options, environment, sources, architectures, forms, machines, machines_unknown, private, detected }
     }
 
-    /// Marks more repositories as private: by host name, or by the start of their URI (`https://host/path`).
+    /// Keeps also what one of these patterns fits on this machine.
     #[must_use]
-    pub fn with_private(mut self, repositories: &[String]) -> Self {
-        self.private = repositories.to_owned();
+    pub fn with_private(mut self, patterns: &[Pattern]) -> Self {
+        self.private = patterns.to_owned();
         self
+    }
+
+    /// The patterns of what stays on this machine.
+    pub(super) fn private(&self) -> &[Pattern] {
+        &self.private
     }
 
     /// The sources that count, those left out, and what is wrong with them.
@@ -276,14 +285,24 @@ impl AptConfig {
         self.options.path("Dir::Cache::archives")
     }
 
+    /// `auth.conf`, `auth.conf.d` and what is in it, at most `files_max`, also those that are not there.
+    pub fn credential_files(&self, files_max: usize) -> Vec<PathBuf> {
+        let directory = self.options.path("Dir::Etc::netrcparts");
+        let parts = directory.as_ref().and_then(|directory| sources::parts(directory, &["conf"]).ok()).unwrap_or_default();
+        self.options.path("Dir::Etc::netrc").into_iter().chain(directory).chain(parts).take(files_max).collect()
+    }
+
     /// Packages and Sources of every source, component and architecture (and `all`), in the order of the sources.
     pub fn targets(&self) -> Vec<ListTarget> {
         let mut targets = Vec::new();
         let mut seen = HashSet::new();
         for source in &self.sources.sources {
-            let private = self.is_private(&source.uri);
+            let needs_credentials = self.needs_credentials(&source.uri);
             let directory = source.release_directory();
             for (component, architecture, meta_key) in self.meta_keys(source) {
+                let suites = [source.suite.as_str(), "", ""];
+                let place = Place { repository: Some(&source.uri), suites, component: &component, ..Place::default() };
+                let private = needs_credentials || self.is_named_private(&place);
                 let name = names::list_name(&format!("{directory}{meta_key}"));
                 if !seen.insert(name.clone()) {
                     continue;
@@ -346,14 +365,16 @@ impl AptConfig {
         architectures
     }
 
-    /// Whether a repository needs credentials, or was named as private: its files never leave this machine.
-    pub fn is_private(&self, uri: &Uri) -> bool {
-        let shown = uri.to_string();
-        let named =
-            |private: &String| private.eq_ignore_ascii_case(&uri.host) || (private.contains("://") && shown.starts_with(private.as_str()));
-        uri.has_credentials()
+    /// Whether a pattern fits: what lies there never leaves this machine.
+    pub fn is_named_private(&self, place: &Place<'_>) -> bool {
+        self.private.iter().any(|pattern| pattern.fits(place))
+    }
+
+    /// Whether a repository needs credentials, or may need them as far as is known: its files never leave this machine.
+    pub fn needs_credentials(&self, uri: &Uri) -> bool {
+        self.machines_unknown
+            || uri.has_credentials()
             || self.machines.iter().any(|machine| machine.host.eq_ignore_ascii_case(&uri.host))
-            || self.private.iter().any(named)
             || ["SslCert", "SslKey"]
                 .iter()
                 .any(|key| uri.scheme == "https" && self.method_option(&uri.scheme, key, Some(&uri.host)).is_some())
@@ -453,36 +474,56 @@ fn origin(uri: &Uri) -> String {
     format!("{}://{}", uri.scheme, uri.host)
 }
 
-/// The machines of `auth.conf` and `auth.conf.d`. What cannot be read is a problem that names the file.
-fn machines(options: &Options, problems: &mut Vec<String>) -> Vec<Machine> {
+/// What is told of a file of credentials that says nothing reliable.
+const ALL_PRIVATE: &str = "until that is mended every repository counts as private, and nothing is shared";
+
+/// The machines of `auth.conf` and `auth.conf.d`, and whether there may be others: what cannot be read is a problem that names
+/// the file.
+fn machines(options: &Options, problems: &mut Vec<String>) -> (Vec<Machine>, bool) {
+    let mut unknown = false;
+    let mut problem = |text: String| {
+        unknown = true;
+        problems.push(format!("{text}; {ALL_PRIVATE}"));
+    };
     let mut files: Vec<PathBuf> = options.path("Dir::Etc::netrc").into_iter().collect();
     if let Some(directory) = options.path("Dir::Etc::netrcparts") {
         match sources::parts(&directory, &["conf"]) {
             Ok(parts) => files.extend(parts),
-            Err(source) => problems.push(format!("{}: cannot be listed: {source}", directory.display())),
+            Err(source) => problem(format!("{}: cannot be listed: {source}", directory.display())),
         }
     }
     let mut machines = Vec::new();
     for file in files {
         match sources::read_bounded(&file) {
-            Ok(text) => parse_machines(&text, &mut machines),
+            Ok(text) => {
+                if let Err(why) = parse_machines(&text, &mut machines) {
+                    problem(format!("{}: {why}", file.display()));
+                }
+            }
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => problems.push(format!("{}: {source}", file.display())),
+            Err(source) => problem(format!("{}: cannot be read: {source}", file.display())),
         }
     }
-    machines
+    (machines, unknown)
 }
 
 /// Parses the netrc format: `machine [SCHEME://]HOST[:PORT][/PATH] login NAME password WORD`, on any lines.
-fn parse_machines(text: &str, machines: &mut Vec<Machine>) {
+///
+/// What it does not know is an error: behind it there may be a machine that it has not seen.
+fn parse_machines(text: &str, machines: &mut Vec<Machine>) -> Result<(), String> {
     let without_comments = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let mut words = without_comments.flat_map(str::split_ascii_whitespace);
+    let mut of_this_file = false;
     while let Some(word) = words.next() {
-        match (word, machines.last_mut()) {
+        match (word, machines.last_mut().filter(|_| of_this_file)) {
             ("machine", _) => {
-                let Some(name) = words.next() else { break };
+                let name = words.next().ok_or("it ends behind `machine`: write the host there")?;
                 let full = if name.contains("://") { name.to_owned() } else { format!("https://{name}") };
                 let uri = Uri::parse(&full);
+                if uri.host.is_empty() {
+                    return Err("a `machine` has no host: write it as [SCHEME://]HOST[:PORT][/PATH]".to_owned());
+                }
+                of_this_file = true;
                 machines.push(Machine {
                     scheme: name.contains("://").then_some(uri.scheme),
                     host: uri.host,
@@ -493,9 +534,11 @@ fn parse_machines(text: &str, machines: &mut Vec<Machine>) {
             }
             ("login", Some(machine)) => words.next().unwrap_or_default().clone_into(&mut machine.login),
             ("password", Some(machine)) => words.next().unwrap_or_default().clone_into(&mut machine.password),
-            _ => {}
+            // Not quoted: it may be a part of a password.
+            _ => return Err("it has a word that is none of `machine`, `login` and `password` where one of them must stand".to_owned()),
         }
     }
+    Ok(())
 }
 
 /// What a command prints, if it ends with success within `wait`; it is killed otherwise.
@@ -622,10 +665,11 @@ mod tests {
         let auth = "# machine commented.example login x password y\nmachine secret.example login me password pw\n\
                     machine http://plain.example:8080/repo\n login u\n password p:w\n";
         let config = config("Acquire::https::cert.example::SslCert /c.pem\n", "", auth, Environment::default())
-            .with_private(&["named.example".to_owned(), "http://h/inner/".to_owned()]);
+            .with_private(&["url=named.example".parse().unwrap(), "url=http://h/inner/".parse().unwrap()]);
         let check = |uri: &str, private: bool, url: &str| {
             let uri = Uri::parse(uri);
-            assert_eq!(config.is_private(&uri), private, "{uri}");
+            let named = config.is_named_private(&Place { repository: Some(&uri), ..Place::default() });
+            assert_eq!(config.needs_credentials(&uri) || named, private, "{uri}");
             assert_eq!(config.file_url(&uri, "pool/a+b~1 c.deb"), format!("{url}pool/a%2bb%7e1%20c.deb"));
         };
         check("http://h/debian/", false, "http://h/debian/");
@@ -640,6 +684,55 @@ mod tests {
         check("http://Named.example/", true, "http://Named.example/");
         check("http://h/inner/x/", true, "http://h/inner/x/");
         assert!(!format!("{config:?}").contains("pw"), "no password in a log");
+    }
+
+    /// A file of credentials that says nothing must not open what it protects.
+    #[test]
+    fn credentials_that_cannot_be_read_make_everything_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let auth = directory.path().join("auth.conf");
+        let parts = directory.path().join("auth.conf.d");
+        std::fs::write(directory.path().join("sources.list"), "deb http://h/ s c\n").unwrap();
+        let dump = format!(
+            "Dir {}\nDir::Etc::sourcelist sources.list\nDir::Etc::netrc auth.conf\nDir::Etc::netrcparts auth.conf.d\nAPT::Architecture amd64\n",
+            directory.path().display()
+        );
+        let check = |want: Option<&str>| {
+            let config = AptConfig::of_options(Options::parse(&dump), &[], Environment::default());
+            let private: Vec<bool> = config.targets().iter().map(|target| target.private).collect();
+            assert_eq!(private, [want.is_some(); 2], "{want:?}");
+            let problems = &config.sources().problems;
+            match want {
+                None => assert_eq!(problems, &Vec::<String>::new()),
+                Some(want) => {
+                    let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+                    assert!(problem.contains(want) && problem.ends_with(ALL_PRIVATE) && !problem.contains("pw"), "{problem}");
+                }
+            }
+        };
+        check(None);
+        std::fs::write(&auth, "machine other.example login me password pw\n").unwrap();
+        check(None);
+        for (bad, want) in [
+            (&b"machine"[..], "auth.conf: it ends behind `machine`"),
+            (b"machine https:///x login a password pw", "auth.conf: a `machine` has no host"),
+            (b"login me password pw", "auth.conf: it has a word that is none of"),
+            (b"machine x login me password pw default login me", "auth.conf: it has a word that is none of"),
+            (b"machine x login \xff password pw", "auth.conf: cannot be read: "),
+        ] {
+            std::fs::write(&auth, bad).unwrap();
+            check(Some(want));
+        }
+        std::fs::remove_file(&auth).unwrap();
+        std::fs::create_dir(&auth).unwrap();
+        check(Some("auth.conf: cannot be read: "));
+        std::fs::remove_dir(&auth).unwrap();
+        std::fs::create_dir(&parts).unwrap();
+        std::fs::write(parts.join("b.conf"), "password pw").unwrap();
+        check(Some("b.conf: it has a word"));
+        std::fs::remove_dir_all(&parts).unwrap();
+        std::fs::write(&parts, "").unwrap();
+        check(Some("auth.conf.d: cannot be listed: "));
     }
 
     /// apt looks at the forms in this order; another order reads a file that apt does not.

@@ -166,6 +166,17 @@ impl Catalog {
         one(table.committed.values().filter_map(|committed| committed.indexes.of_digest(digest)))
     }
 
+    /// For each committed Release that names the index or patch with this digest: the names that it may have in `lists/`, and
+    /// whether the index is private.
+    pub(super) fn index_namings(&self, digest: &Digest) -> Vec<([String; 2], bool)> {
+        let table = self.arrivals.table.read();
+        let named = |suite: &Arc<Suite>| {
+            let entry = table.committed.get(&suite.inrelease_name)?.indexes.of_digest(digest)?;
+            Some(([suite.inrelease_name.clone(), suite.release_name.clone()], entry.private))
+        };
+        table.suites.iter().filter_map(named).collect()
+    }
+
     /// The same of Releases that apt has not committed: only for what has come from their mirrors too, since nobody has
     /// checked who wrote them.
     pub fn arriving_by_digest(&self, digest: &Digest) -> Option<Entry> {

@@ -11,6 +11,7 @@ use super::apt_config::AptConfig;
 use super::forms::Form;
 use super::names::{self, NAME_BYTES_MAX};
 use super::pdiff::PdiffIndex;
+use super::private::{Pattern, Place};
 use super::release::Release;
 use super::sources::{self, Source, SourceKind};
 use super::{Entry, MirrorUrl};
@@ -42,7 +43,11 @@ pub(super) struct Suite {
     /// What apt encodes in what follows.
     bad: String,
     proxy: Option<String>,
-    private: bool,
+    repository: names::Uri,
+    /// As the source names it.
+    name: String,
+    needs_credentials: bool,
+    private: Vec<Pattern>,
     targets: Vec<Target>,
 }
 
@@ -51,6 +56,7 @@ pub(super) struct Suite {
 struct Target {
     /// Plain path below the Release's directory. [`LANGUAGE`] may stand in it.
     path: String,
+    component: String,
     /// In the order in which apt asks for them.
     forms: Vec<Form>,
     pdiffs: bool,
@@ -91,7 +97,10 @@ pub(super) fn suites(apt: &AptConfig) -> Vec<Arc<Suite>> {
                 url: apt.file_url(&source.uri, below),
                 bad: apt.options().get("Acquire::URIEncode").unwrap_or(names::URI_BAD).to_owned(),
                 proxy: apt.proxy(&source.uri),
-                private: apt.is_private(&source.uri),
+                repository: source.uri.clone(),
+                name: source.suite.clone(),
+                needs_credentials: apt.needs_credentials(&source.uri),
+                private: apt.private().to_owned(),
                 targets: Vec::new(),
                 inrelease_name,
                 directory,
@@ -139,7 +148,8 @@ fn targets(apt: &AptConfig, source: &Source) -> Vec<Target> {
         let components: &[String] = if source.components.is_empty() { &[String::new()] } else { &source.components };
         for component in components {
             for path in filled(pattern, component, &apt.architectures_of(source), &native) {
-                targets.push(Target { path, forms: forms.clone(), pdiffs: truth("PDiffs", pdiffs), by_hash });
+                let (component, forms, pdiffs) = (component.clone(), forms.clone(), truth("PDiffs", pdiffs));
+                targets.push(Target { path, component, forms, pdiffs, by_hash });
             }
         }
     }
@@ -201,6 +211,7 @@ struct Named {
     size: u64,
     what: What,
     by_hash: bool,
+    private: bool,
 }
 
 /// One index in all its forms.
@@ -218,6 +229,8 @@ struct List {
     first: Option<usize>,
     diff_index: Option<usize>,
     pdiffs: bool,
+    /// Whether it never leaves this machine, nor its patches.
+    private: bool,
 }
 
 /// The files that one Release names and apt may ask for.
@@ -269,14 +282,16 @@ impl Indexes {
             ByHash::Force => true,
         };
         let plain = release.index(path);
+        let private = self.suite.is_private(release, &target.component);
         let mut list = List {
             path: path.to_owned(),
-            name: self.suite.name(path),
+            name: self.suite.list_name(path),
             plain: plain.map(|file| file.digest),
             is_empty: plain.is_some_and(|file| file.size == 0),
             first: None,
             diff_index: None,
             pdiffs: target.pdiffs,
+            private,
         };
         let mut forms = target.forms.iter().filter_map(|form| Some((form, release.index(&format!("{path}{}", form.suffix()))?))).peekable();
         // Never the plain form: apt asks for it by a name that it also gives to what it has unpacked.
@@ -285,7 +300,7 @@ impl Indexes {
         for (form, file) in forms.filter(|(form, _)| **form != Form::Plain) {
             let what = if packed_first && packed == 0 { What::First } else { What::Other };
             let name = format!("{}{}", list.name, form.suffix());
-            let at = self.add(Named { path: file.path.clone(), name, digest: file.digest, size: file.size, what, by_hash });
+            let at = self.add(Named { path: file.path.clone(), name, digest: file.digest, size: file.size, what, by_hash, private });
             if what == What::First {
                 list.first = at;
             }
@@ -295,12 +310,13 @@ impl Indexes {
             && let Some(file) = plain
         {
             let (name, what) = (list.name.clone(), What::Other);
-            self.add(Named { path: file.path.clone(), name, digest: file.digest, size: file.size, what, by_hash });
+            self.add(Named { path: file.path.clone(), name, digest: file.digest, size: file.size, what, by_hash, private });
         }
         let index = self.lists.len();
         if let Some(file) = release.index(&format!("{path}{DIFF_INDEX}")) {
-            let (name, what) = (self.suite.name(&file.path), What::DiffIndex(index));
-            list.diff_index = self.add(Named { path: file.path.clone(), name, digest: file.digest, size: file.size, what, by_hash });
+            let (name, what) = (self.suite.list_name(&file.path), What::DiffIndex(index));
+            list.diff_index =
+                self.add(Named { path: file.path.clone(), name, digest: file.digest, size: file.size, what, by_hash, private });
         }
         self.by_list.insert(list.name.clone(), index);
         self.lists.push(list);
@@ -323,6 +339,7 @@ impl Indexes {
     /// Takes what a pdiff Index says, whose digest the Release names and which is called `name` in `lists/partial/`.
     pub(super) fn add_patches(&mut self, name: &str, index: &PdiffIndex) {
         let Some(list) = self.diff_index(name) else { return };
+        let private = self.lists[list].private;
         let list = self.lists[list].path.clone();
         for patch in &index.patches {
             let Some(download) = &patch.download else { continue };
@@ -331,15 +348,15 @@ impl Indexes {
                 return;
             }
             let path = format!("{list}.diff/{}.gz", patch.id);
-            let name = self.suite.name(&path);
+            let name = self.suite.list_name(&path);
             if !self.by_name.contains_key(&name) {
                 let (digest, size) = (download.digest, download.size);
                 // Where patches lie by their digest too is not said anywhere.
-                let Some(at) = self.add(Named { path, name, digest, size, what: What::Patch, by_hash: false }) else { continue };
+                let Some(at) = self.add(Named { path, name, digest, size, what: What::Patch, by_hash: false, private }) else { continue };
                 self.patches += 1;
                 if index.merged {
                     // Here apt calls the packed patch by the name of what it will be when it is unpacked or packed again.
-                    let stem = self.suite.name(&format!("{list}.diff/{}", patch.id));
+                    let stem = self.suite.list_name(&format!("{list}.diff/{}", patch.id));
                     for form in Form::ALL {
                         self.by_name.entry(format!("{stem}{}", form.suffix())).or_insert(at);
                     }
@@ -373,7 +390,7 @@ impl Indexes {
         let Some(plain) = plain else { return Vec::new() };
         let named = |id: &str| {
             let list = &self.lists[self.diff_index(name)?];
-            self.entry(self.suite.name(&format!("{}.diff/{id}.gz", list.path)).as_bytes())
+            self.entry(self.suite.list_name(&format!("{}.diff/{id}.gz", list.path)).as_bytes())
         };
         index.path_from(&plain).iter().filter_map(|patch| named(&patch.id)).collect()
     }
@@ -396,11 +413,11 @@ impl Indexes {
     }
 
     fn made(&self, at: usize) -> Entry {
-        let Named { path, name, digest, size, what, by_hash } = &self.files[at];
+        let Named { path, name, digest, size, what, by_hash, private } = &self.files[at];
         let url = |path: &str, immutable: bool| {
             let mut url = self.suite.url.clone();
             names::quote_onto(&mut url, path.as_bytes(), self.suite.bad.as_bytes());
-            MirrorUrl { url, proxy: self.suite.proxy.clone(), immutable, private: self.suite.private }
+            MirrorUrl { url, proxy: self.suite.proxy.clone(), immutable, private: *private }
         };
         let directory = path.rsplit_once('/').map_or(String::new(), |(directory, _)| format!("{directory}/"));
         let by_hash = by_hash.then(|| url(&format!("{directory}by-hash/SHA256/{digest}"), true));
@@ -413,7 +430,7 @@ impl Indexes {
             urls: by_hash.into_iter().chain([url(path, *what == What::Patch)]).collect(),
             package: String::new(),
             version: String::new(),
-            private: self.suite.private,
+            private: *private,
         }
     }
 
@@ -443,8 +460,16 @@ impl Indexes {
 }
 
 impl Suite {
+    /// Whether what a Release of it names in a component never leaves this machine.
+    fn is_private(&self, release: &Release, component: &str) -> bool {
+        let suites = [self.name.as_str(), &release.suite, &release.codename];
+        let origins = [release.origin.as_str(), &release.label];
+        let place = Place { repository: Some(&self.repository), suites, origins, component, ..Place::default() };
+        self.needs_credentials || self.private.iter().any(|pattern| pattern.fits(&place))
+    }
+
     /// The name in `lists/` of a path below the Release's directory.
-    fn name(&self, path: &str) -> String {
+    fn list_name(&self, path: &str) -> String {
         names::list_name(&format!("{}{path}", self.directory))
     }
 }

@@ -73,6 +73,16 @@ pub struct Listed<'a> {
     pub source: &'a str,
 }
 
+/// Name and version of the source package that a binary package was built from: `source` is its `Source`, which is empty, a name,
+/// or `name (version)`; what it leaves out is the package's own.
+pub fn source_of<'a>(package: &'a str, version: &'a str, source: &'a str) -> (&'a str, &'a str) {
+    match source.split_once('(') {
+        Some((name, rest)) => (name.trim_end(), rest.split(')').next().unwrap_or_default().trim()),
+        None if source.is_empty() => (package, version),
+        None => (source, version),
+    }
+}
+
 /// What was found in a list.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tally {

@@ -6,10 +6,11 @@ use super::packages::{self, ListError, Listed, Tally};
 use super::release::Release;
 use super::sources::SourceKind;
 use super::{Catalog, CatalogError, Configured};
-use crate::Db;
+use crate::{Db, discretion};
 use rusqlite::{OptionalExtension as _, Transaction, params};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -163,13 +164,14 @@ impl Catalog {
     fn read_list(&self, target: &ListTarget, file: File, form: Form, done: &mut Refreshed) -> Result<Option<Rows>, CatalogError> {
         let shown = format!("{}{}", target.name, form.suffix());
         let first = next_id(&self.db)?;
-        let mut writer = Writer { db: &self.db, first, next: first, batch: Vec::with_capacity(ROWS_PER_TRANSACTION) };
+        let batch = Vec::with_capacity(ROWS_PER_TRANSACTION);
+        let mut writer = Writer { db: &self.db, first, next: first, batch, newest: HashMap::new() };
         let read = form.reader(file).map_err(ListError::Read).and_then(|reader| match target.kind {
             SourceKind::Binary => packages::read_packages(reader, |listed| writer.add(listed)),
             SourceKind::Source => packages::read_sources(reader, |listed| writer.add(listed)),
         });
         let read = match read {
-            Ok(tally) => writer.flush().map(|()| Ok(tally)),
+            Ok(tally) => writer.flush().and_then(|()| writer.write_newest()).map(|()| Ok(tally)),
             Err(ListError::Taker(source)) => Err(source),
             Err(why) => Ok(Err(why.to_string())),
         };
@@ -348,12 +350,24 @@ fn remove_rows(db: &Db, rows: Rows) -> Result<(), CatalogError> {
         db.writer().prepare_cached("DELETE FROM packages WHERE id >= ?1 AND id < ?2")?.execute([from, to])?;
         from = to;
     }
+    remove_newest(db, rows.first)
+}
+
+fn remove_newest(db: &Db, list: i64) -> Result<(), CatalogError> {
+    let sql = "DELETE FROM newest WHERE list = ?1 AND source IN (SELECT source FROM newest WHERE list = ?1 LIMIT ?2)";
+    while db.writer().prepare_cached(sql)?.execute(params![list, i64::try_from(ROWS_PER_TRANSACTION).expect("a small constant")])? > 0 {}
     Ok(())
 }
 
 /// Removes rows that belong to no list: an interrupted refresh wrote them.
 pub(super) fn remove_orphans(db: &Db) -> Result<(), CatalogError> {
     let mut ranges: Vec<Rows> = known_lists(db)?.into_values().map(|known| known.rows).collect();
+    let orphans: Vec<i64> = {
+        let reader = db.reader()?;
+        let mut statement = reader.prepare("SELECT DISTINCT list FROM newest WHERE list NOT IN (SELECT first_id FROM lists)")?;
+        statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?
+    };
+    orphans.into_iter().try_for_each(|list| remove_newest(db, list))?;
     ranges.sort_unstable_by_key(|rows| rows.first);
     let last: Option<i64> = db.writer().query_row("SELECT max(id) FROM packages", [], |row| row.get(0)).optional()?.flatten();
     let mut from = 0;
@@ -379,6 +393,8 @@ struct Writer<'db> {
     first: i64,
     next: i64,
     batch: Vec<OwnedRow>,
+    /// By source package.
+    newest: HashMap<String, String>,
 }
 
 struct OwnedRow {
@@ -393,6 +409,16 @@ struct OwnedRow {
 
 impl Writer<'_> {
     fn add(&mut self, listed: Listed<'_>) -> rusqlite::Result<()> {
+        let (source, version) = packages::source_of(listed.package, listed.version, listed.source);
+        match self.newest.get_mut(source) {
+            // What cannot be compared is none that could be the newest.
+            Some(newest) => {
+                if discretion::compare(version, newest) == Some(Ordering::Greater) {
+                    version.clone_into(newest);
+                }
+            }
+            None => drop(self.newest.insert(source.to_owned(), version.to_owned())),
+        }
         self.batch.push(OwnedRow {
             name: (!listed.name.is_empty()).then(|| listed.name.to_owned()),
             digest: listed.digest.0,
@@ -410,6 +436,17 @@ impl Writer<'_> {
         self.next = self.db.transaction(|transaction| insert(transaction, from, &self.batch))?;
         self.batch.clear();
         Ok(())
+    }
+
+    fn write_newest(&mut self) -> rusqlite::Result<()> {
+        let mut newest: Vec<_> = std::mem::take(&mut self.newest).into_iter().collect();
+        newest.sort_unstable();
+        newest.chunks(ROWS_PER_TRANSACTION).try_for_each(|rows| {
+            self.db.transaction(|transaction| {
+                let mut statement = transaction.prepare_cached("INSERT INTO newest VALUES (?1, ?2, ?3)")?;
+                rows.iter().try_for_each(|(source, version)| statement.execute(params![self.first, source, version]).map(drop))
+            })
+        })
     }
 
     fn rows(&self) -> Rows {

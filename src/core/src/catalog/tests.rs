@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 mod arrivals;
+mod facts;
 
 use super::apt_config::{Environment, Options};
 use super::*;

@@ -1,0 +1,149 @@
+//! What a machine gives and tells of what it has: nothing that is private, superseded, or named by lists that are old.
+
+use crate::harness::{LIMIT, Machine, Options, Package, Stage, report, run};
+use poolfs_core::Digest;
+use serde_json::Value;
+use std::fs;
+use std::process::Command;
+use std::time::Instant;
+
+const DAY_S: i64 = 86_400;
+
+fn status(machine: &Machine) -> Value {
+    serde_json::from_str(&machine.poolfs(&["status", "--json"]).ok().out).unwrap()
+}
+
+/// Status code and body of each of the four paths, as curl sees them.
+fn answers(machine: &Machine, digest: &str) -> Vec<(String, Vec<u8>)> {
+    let status = status(machine);
+    let listening = status["uploaded"]["listening"][0].as_str().unwrap_or_else(|| panic!("no server: {status}")).to_owned();
+    let out = machine.scratch().join("curl.out");
+    let answer = |what: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--noproxy", "*", "--max-time", "20", "-i", "-w", "%{http_code}", "-o"]).arg(&out);
+        let code = run(curl.arg(format!("http://{listening}/v1/{what}/{digest}"))).ok().out;
+        (code.trim().to_owned(), fs::read(&out).unwrap())
+    };
+    ["file", "have", "pieces", "about"].map(answer).into()
+}
+
+/// Waits until strangers get the file, or until they get what they get for one that is not here.
+#[track_caller]
+fn await_given(machine: &Machine, digest: &str, given: bool) {
+    let unknown = answers(machine, &Digest::of(b"unknown").to_string());
+    assert!(unknown.iter().all(|(code, _)| code == "404"), "{unknown:?}");
+    let begun = Instant::now();
+    loop {
+        let found = answers(machine, digest);
+        let is_given = found[0].0 == "200" && found[1].0 == "200";
+        if is_given == given && (given || found == unknown) {
+            return;
+        }
+        assert!(begun.elapsed() < LIMIT, "given should be {given}: {:?}", found.iter().map(|(code, _)| code).collect::<Vec<_>>());
+    }
+}
+
+fn why(machine: &Machine, file: &std::path::Path) -> String {
+    machine.poolfs(&["why", file.to_str().unwrap()]).ok().out
+}
+
+/// Ends the daemon and starts it again with its clock this far ahead.
+fn restart_ahead(machine: &Machine, ahead_s: i64) {
+    machine.down();
+    run(machine.poolfs_command(&["up"]).env("POOLFS_CLOCK_OFFSET_S", ahead_s.to_string())).ok();
+    machine.assert_mounted();
+}
+
+/// A newer version silences the older one, also as an object; what is named as private is silent from the next start on. Each of
+/// these answers like a file that is not here.
+#[test]
+fn superseded_and_private_files_are_not_given() {
+    let packages = vec![Package::new("big", "1.0", 700_000), Package::new("secret", "1.0", 3_000), Package::new("small", "1.0", 3_000)];
+    let mut stage = Stage::mounted(packages, &Options::default());
+    stage.download_all().ok();
+    let [big, secret, small] = &stage.packages[..] else { panic!("three packages") };
+    for published in [big, secret, small] {
+        await_given(&stage.machine, &published.digest, true);
+    }
+    assert!(why(&stage.machine, &stage.archive(big)).contains("rule      current: "));
+    stage.repo.add(Package::new("big", "1.1", 700_000));
+    stage.repo.publish();
+    stage.machine.update();
+    await_given(&stage.machine, &big.digest, false);
+    await_given(&stage.machine, &small.digest, true);
+    let archives = status(&stage.machine)["mounts"][0].clone();
+    assert_eq!((&archives["withheld"], &archives["withheld_by"]["superseded"]), (&1.into(), &1.into()), "{archives}");
+    let said = why(&stage.machine, &stage.archive(big));
+    assert!(said.contains("sharing   withheld") && said.contains("rule      superseded: big 1.0 has been followed by 1.1"), "{said}");
+    stage.machine.apt_get(&["clean"]).ok();
+    await_given(&stage.machine, &small.digest, true);
+    await_given(&stage.machine, &big.digest, false);
+
+    stage.machine.down();
+    let config = fs::read_to_string(stage.machine.config()).unwrap();
+    fs::write(stage.machine.config(), config.replace("[apt]\n", "[apt]\nprivate = [\"origin=test,package=secret\"]\n")).unwrap();
+    stage.machine.up();
+    await_given(&stage.machine, &small.digest, true);
+    await_given(&stage.machine, &secret.digest, false);
+    report("discretion", "superseded and private packages answer like unknown ones, as files and as objects");
+}
+
+/// Credentials that appear while the daemon runs, or that cannot be read, silence what they may protect.
+#[test]
+fn credentials_silence_a_repository() {
+    let stage = Stage::mounted(vec![Package::new("small", "1.0", 3_000)], &Options::default());
+    stage.download_all().ok();
+    let small = &stage.packages[0];
+    // apt warns of credentials that it would send over http.
+    let update = || {
+        stage.machine.apt_get(&["update"]).ok();
+        stage.machine.await_catalog();
+    };
+    await_given(&stage.machine, &small.digest, true);
+    let auth = stage.machine.root().join("etc/apt/auth.conf");
+    fs::write(&auth, "machine 127.0.0.1 login me password pw\n").unwrap();
+    update();
+    await_given(&stage.machine, &small.digest, false);
+    assert!(why(&stage.machine, &stage.archive(small)).contains("local-only"));
+    fs::write(&auth, "machine elsewhere.example login me password pw\n").unwrap();
+    update();
+    await_given(&stage.machine, &small.digest, true);
+    fs::write(&auth, "pasword pw\n").unwrap();
+    update();
+    await_given(&stage.machine, &small.digest, false);
+    let problems = stage.machine.status().problems;
+    assert!(
+        problems.iter().any(|problem| problem.contains("auth.conf") && problem.contains("private") && !problem.contains("pw")),
+        "{problems:?}"
+    );
+}
+
+/// Lists that nobody has looked up for a week name nothing for strangers. An update that does not reach the mirror changes nothing; one
+/// that finds everything unchanged does.
+#[test]
+fn old_lists_silence_everything_until_they_are_looked_up() {
+    let stage = Stage::new(vec![Package::new("small", "1.0", 3_000)], &Options::default());
+    stage.mirror.tell_dates();
+    stage.machine.up();
+    stage.machine.update();
+    stage.download_all().ok();
+    let small = &stage.packages[0];
+    await_given(&stage.machine, &small.digest, true);
+    restart_ahead(&stage.machine, 6 * DAY_S);
+    await_given(&stage.machine, &small.digest, true);
+    restart_ahead(&stage.machine, 8 * DAY_S);
+    await_given(&stage.machine, &small.digest, false);
+    let said = why(&stage.machine, &stage.archive(small));
+    assert!(said.contains("withheld") && said.contains("old-list: test stable was looked up 8 d ago"), "{said}");
+    stage.mirror.stop();
+    let failed = stage.machine.apt_get(&["update"]);
+    assert!(failed.err.contains("Failed to fetch") || failed.out.contains("Err:"), "{failed}");
+    stage.machine.await_catalog();
+    await_given(&stage.machine, &small.digest, false);
+    stage.mirror.start_again();
+    stage.mirror.forget_log();
+    let updated = stage.machine.update();
+    assert!(updated.out.contains("Hit:1"), "the mirror says that nothing has changed: {updated}");
+    await_given(&stage.machine, &small.digest, true);
+    report("discretion", "after 8 days without an update nothing is given; an update that finds nothing new (304) opens it again");
+}
