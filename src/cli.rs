@@ -151,6 +151,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what is wrong with this machine, and print the command that mends it
+    #[command(
+        after_help = "Examples:\n  poolfs doctor\n  poolfs doctor --json\n\nIt changes nothing. Exit codes: 0 nothing is wrong, 1 error, 2 something is"
+    )]
+    Doctor {
+        /// Which configuration
+        #[command(flatten)]
+        common: Common,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show, explain, check or reload the configuration
     Config(crate::config_cmd::ConfigArgs),
     /// Change what a running daemon logs, until it is started again
@@ -164,6 +176,12 @@ pub enum Command {
     },
     /// Look into the DHT, or run a node of it that mounts nothing
     Dht(crate::dht_cmd::DhtArgs),
+    /// Write man pages and shell completions below a directory, for packages
+    #[command(hide = true)]
+    Documents {
+        /// Gets `man/` and `completions/`
+        dir: PathBuf,
+    },
     /// The process that serves the mounts; started by `up`, which watches over it
     #[command(hide = true)]
     Serve {

@@ -13,6 +13,8 @@ mod config_cmd;
 mod control;
 mod daemon;
 mod dht_cmd;
+mod doctor;
+mod documents;
 mod files_cmd;
 mod holdings;
 mod lists_age;

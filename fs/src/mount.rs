@@ -240,9 +240,11 @@ fn clear(path: &Path) -> Result<PathBuf, MountError> {
     Err(MountError::Busy(target))
 }
 
-/// Whether somebody serves the mount at `path`. Asks the kernel only, which answers ENOTCONN for a dead one.
+/// Whether somebody serves the mount at `path`: the kernel answers ENOTCONN for a dead one.
 fn alive(path: &Path) -> bool {
-    let asked = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS);
+    // What the kernel remembers of a dead one for a second would make it look alive.
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+    let asked = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::BASIC_STATS);
     !matches!(asked, Err(Errno::NOTCONN | Errno::CONNABORTED))
 }
 

@@ -16,6 +16,8 @@ mod commands;
 mod death;
 mod dht;
 mod discretion;
+mod doctor;
+mod documents;
 mod fleet;
 mod frontends;
 mod fstab;
