@@ -10,7 +10,8 @@
 //! - An overdue piece is asked of a second source. When nothing is left to ask for, pieces in flight are asked for again
 //!   where another source would be sooner. The loser may end within a second, since its bytes are evidence too.
 //! - The mirror is a source like any other from the time at which the download may use it.
-//! - While somebody else leads ([`Schedule::lead`]), the first round asks for what he says and for nothing else.
+//! - While somebody else leads ([`Schedule::lead`]), the first round asks for what he says, and of whom is known to have the
+//!   whole file ([`Schedule::whole`]) for whatever is missing: what many have needs nobody to share it out.
 //!
 //! **Bounds:** requests in flight, requests of one source, pieces ahead of the first missing one, two requests for a piece.
 
@@ -146,6 +147,8 @@ struct Known {
     wait_until: Option<Instant>,
     have_asked: Option<Instant>,
     list_asked: bool,
+    /// It was seen to have the whole file.
+    whole: bool,
     pieces: u32,
     bytes: u64,
 }
@@ -235,6 +238,7 @@ impl Schedule {
             wait_until: None,
             have_asked: None,
             list_asked: false,
+            whole: false,
             pieces: 0,
             bytes: 0,
         });
@@ -267,6 +271,20 @@ impl Schedule {
     pub fn lead(&mut self, led: bool, turn: &mut Turn<'_>) {
         self.led = led;
         self.pump(turn);
+    }
+
+    /// Notes that a source has the whole file: it is asked for whatever is missing, though somebody else leads.
+    pub fn whole(&mut self, source: SourceId, turn: &mut Turn<'_>) {
+        if let Some(known) = self.known.get_mut(source.index()) {
+            known.whole = true;
+            self.pump(turn);
+        }
+    }
+
+    /// Whether somebody who has the whole file gives it in time, so that no other source is needed.
+    pub fn has_whole(&self, now: Instant) -> bool {
+        let good = |(at, known): (usize, &Known)| known.whole && known.overdue == 0 && self.is_usable(source_id(at), now);
+        self.known.iter().enumerate().any(good)
     }
 
     /// Asks this source for this piece; `None` if that piece is here, or the source may not be asked for it.
@@ -468,7 +486,7 @@ impl Schedule {
         for known in &mut self.known {
             known.wait_until = known.wait_until.filter(|until| *until > turn.now);
         }
-        if self.blame.is_first_round() && self.waiters > 0 && !self.led {
+        if self.blame.is_first_round() && self.waiters > 0 && (!self.led || self.known.iter().any(|known| known.whole)) {
             while self.flights.len() < FLIGHTS_MAX && self.ask_in_first_round(turn.now) {}
             self.hedge_in_first_round(turn.now);
         }
@@ -531,7 +549,7 @@ impl Schedule {
 
     /// Asks one more piece of the source that would bring it soonest; `false` if there is none to ask now.
     fn ask_in_first_round(&mut self, now: Instant) -> bool {
-        if self.shape.pieces() == 1 && self.small_file_at_mirror(now) {
+        if self.shape.pieces() == 1 && !self.led && self.small_file_at_mirror(now) {
             return true;
         }
         let open: Vec<u32> = self.blame.open().take(AHEAD_PIECES_MAX).filter(|piece| !self.is_asked(*piece)).collect();
@@ -540,8 +558,10 @@ impl Schedule {
         }
         let len = u64::from(self.shape.piece_bytes);
         let finish = |at: usize| self.known[at].rating.expected(len * (1 + u64::from(self.in_flight(source_id(at)))));
-        let mut order: Vec<(Duration, SourceId)> =
-            (0..self.known.len()).filter(|at| self.is_usable(source_id(*at), now)).map(|at| (finish(at), source_id(at))).collect();
+        let mut order: Vec<(Duration, SourceId)> = (0..self.known.len())
+            .filter(|at| self.is_choice(*at) && self.is_usable(source_id(*at), now))
+            .map(|at| (finish(at), source_id(at)))
+            .collect();
         order.sort();
         let Some((soonest, _)) = order.first().copied() else { return false };
         let rates: f64 = order.iter().map(|(_, source)| self.known[source.index()].rating.rate_bytes_s()).sum();
@@ -593,6 +613,7 @@ impl Schedule {
             let len = u64::from(self.shape.piece_len(piece));
             let finish = |source: &SourceId| self.known[source.index()].rating.expected(len * (1 + u64::from(self.in_flight(*source))));
             let second = (0..self.known.len())
+                .filter(|at| self.is_choice(*at))
                 .map(source_id)
                 .filter(|source| self.has_slot(*source, now) && self.blame.may_ask(*source, piece))
                 .min_by_key(finish);
@@ -677,6 +698,11 @@ impl Schedule {
         let partial = |(at, known): (usize, &Known)| known.partial && !self.blame.is_out(source_id(at));
         let until = self.progress_at + PARTIAL_PATIENCE;
         (now < until && self.known.iter().enumerate().any(partial)).then_some(until)
+    }
+
+    /// Whether the source is this machine's to choose.
+    fn is_choice(&self, at: usize) -> bool {
+        !self.led || self.known[at].whole
     }
 
     /// Whether anything may be asked of the source now, slots aside.

@@ -225,6 +225,8 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
     pub(super) async fn run(&mut self) -> Result<(), End> {
         loop {
             self.act();
+            self.take_back_left();
+            self.act();
             self.tell_fleet().await;
             // Members are told of a whole file that they can have.
             let flush_first = self.led.is_some() && self.told.had && self.incoming.is_some() && !self.unsettled.is_empty();
@@ -269,7 +271,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                     Err(error) => tracing::error!(digest = %self.shape.digest, "a request of a download failed: {error}"),
                 },
                 // What the fleet says next is asked for when there is a slot for it; the lease is renewed meanwhile.
-                todo = led::next(&mut self.led), if room && self.schedule.flights() < LED_FLIGHTS_MAX => self.follow(todo),
+                todo = led::next(&mut self.led), if room && self.takes_orders() => self.follow(todo),
                 holder = self.hunt.next(), if room && self.hunting => match holder {
                     Some(holder) => self.add_peer(holder),
                     None => {
@@ -282,6 +284,11 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 }
             }
         }
+    }
+
+    /// Whether there is a slot for what the fleet says; what is left to others needs none.
+    fn takes_orders(&self) -> bool {
+        self.schedule.flights() < LED_FLIGHTS_MAX || self.schedule.has_whole(std_now())
     }
 
     /// What the mirror said where it is out, and whether it would give the whole file in one piece only.
@@ -341,12 +348,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                         self.tasks.spawn(async move { Event::List(source, client.list(contact, &shape).await.ok()) });
                     }
                 }
-                Do::AskHave(source) => {
-                    if let Some(contact) = self.peer(source) {
-                        let (client, shape) = (self.client_for(source), self.shape);
-                        self.tasks.spawn(async move { Event::Have(source, client.have(contact, &shape).await.ok()) });
-                    }
-                }
+                Do::AskHave(source) => self.ask_have(source),
                 Do::Deliver { piece, digest, source } => self.deliver(piece, digest, source),
                 Do::Out(source, reason) => {
                     tracing::debug!(digest = %self.shape.digest, peer = ?self.peer(source), ?reason, "asked for nothing more in this download");
@@ -360,6 +362,13 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             }
         }
         self.offer();
+    }
+
+    pub(super) fn ask_have(&mut self, source: SourceId) {
+        if let Some(contact) = self.peer(source) {
+            let (client, shape) = (self.client_for(source), self.shape);
+            self.tasks.spawn(async move { Event::Have(source, client.have(contact, &shape).await.ok()) });
+        }
     }
 
     fn fetch(&mut self, flight: FlightId, source: SourceId, piece: u32) {
@@ -434,6 +443,12 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 let out = self.swarm.book.lock().verdicts.key_is_out(&list.signer, now_s());
                 if !out {
                     self.turn(|schedule, turn| schedule.list(source, list, turn));
+                }
+            }
+            // Of a member that has not all of it the coordinators know better what it has.
+            Event::Have(source, Some(have)) if matches!(self.whom.get(source.index()), Some(Whom::Member(_))) => {
+                if have.is_full() {
+                    self.turn(|schedule, turn| schedule.whole(source, turn));
                 }
             }
             Event::Have(source, Some(have)) => {

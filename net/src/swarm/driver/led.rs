@@ -5,10 +5,13 @@
 //! is right, and says so with it. Nobody is convicted for those; who gave wrong bytes of a file that it says it has is convicted
 //! as anywhere else.
 //!
+//! Members that the coordinators name are asked whether they have the whole file. Of those that have it this machine chooses by
+//! itself, by their rates: what several have needs no sharing out, and one that is slow would otherwise give its even share.
+//!
 //! When the fleet's task ends, or the mirror is of no use, the download goes on as one of a lone machine.
 
 use super::download::{Download, Whom};
-use super::now_s;
+use super::{now_s, std_now};
 use crate::fleet::{FleetDo, FleetDownload, Origin};
 use crate::peer::Partial;
 use crate::swarm::bits::Bits;
@@ -34,11 +37,13 @@ pub(super) struct Led {
     tells: VecDeque<Tell>,
     /// What is surely here, piece by piece.
     here: Vec<Option<Digest>>,
+    /// What the fleet says that is left to those who have the whole file.
+    left: HashMap<u32, Origin>,
 }
 
 impl Led {
     pub(super) fn new(download: FleetDownload, pieces: u32) -> Self {
-        Self { download, asked: HashMap::new(), tells: VecDeque::new(), here: vec![None; pieces as usize] }
+        Self { download, asked: HashMap::new(), tells: VecDeque::new(), here: vec![None; pieces as usize], left: HashMap::new() }
     }
 }
 
@@ -62,6 +67,14 @@ impl<T: Send> Download<'_, '_, T> {
 
     fn fetch_for_fleet(&mut self, piece: u32, from: Origin) {
         let needed = self.schedule.blame().needs(piece);
+        if needed && self.schedule.has_whole(std_now()) {
+            // A member that is named is one more that may have all of it.
+            self.source_of(from);
+            if let Some(led) = &mut self.led {
+                led.left.insert(piece, from);
+            }
+            return;
+        }
         let source = if needed { self.source_of(from) } else { None };
         let flight = source.and_then(|source| self.turn(|schedule, turn| schedule.ask(source, piece, turn)));
         let mirror_out = from == Origin::Mirror && flight.is_none() && needed;
@@ -70,8 +83,8 @@ impl<T: Send> Download<'_, '_, T> {
             Some(flight) => {
                 led.asked.insert(flight, (piece, from));
             }
-            // Another source is asked for it already, or it is on its way out.
-            None if !needed => {}
+            // It came some other way: so that the fleet does not wait for it.
+            None if !needed => led.tells.push_back(Tell::Fetched(piece)),
             None => led.tells.push_back(Tell::Failed(piece, from, false)),
         }
         if mirror_out && self.mirror_source().is_none_or(|mirror| self.schedule.blame().is_out(mirror)) {
@@ -96,7 +109,22 @@ impl<T: Send> Download<'_, '_, T> {
         let rating = self.swarm.book.lock().rating(contact, now_s());
         // A member has what the fleet says that it has, so what it may lack is not its complete list.
         self.add(SourceKind::Peer, Whom::Member(contact), Some(contact), None, rating);
-        self.source_at(contact)
+        let source = self.source_at(contact)?;
+        if self.shape.pieces() > 1 {
+            self.ask_have(source);
+        }
+        Some(source)
+    }
+
+    /// When nobody with the whole file is of use any more, what was left to them goes the way that the fleet said.
+    pub(super) fn take_back_left(&mut self) {
+        let Some(led) = &mut self.led else { return };
+        if led.left.is_empty() || self.schedule.has_whole(std_now()) {
+            return;
+        }
+        for (piece, from) in std::mem::take(&mut led.left) {
+            self.fetch_for_fleet(piece, from);
+        }
     }
 
     fn source_at(&self, contact: SocketAddr) -> Option<SourceId> {
@@ -131,6 +159,7 @@ impl<T: Send> Download<'_, '_, T> {
     pub(super) fn give_to_fleet(&mut self, piece: u32, digest: Digest) {
         let Some(led) = &mut self.led else { return };
         led.here[piece as usize] = Some(digest);
+        led.left.remove(&piece);
         led.tells.push_back(Tell::Fetched(piece));
         if self.list.is_some() {
             return; // Offered to everybody, by a list.

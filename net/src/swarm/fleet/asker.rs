@@ -281,6 +281,9 @@ impl Asker {
     pub fn fetched(&mut self, view: &View, digest: Digest, piece: u32, now: Instant) {
         let key = GroupKey { digest, group: piece / GROUP_PIECES };
         let bit = 1u16 << (piece % GROUP_PIECES);
+        if !self.active.contains_key(&key) {
+            return self.came_by_itself(key, bit);
+        }
         let Some(group) = self.active.get_mut(&key).filter(|group| group.all & !group.have & bit != 0) else { return };
         group.have |= bit;
         group.progress = now;
@@ -304,14 +307,32 @@ impl Asker {
             // The last want told the coordinator that this machine is a holder; its answer is of no interest.
             self.active.remove(&key);
         }
-        if let Some(left) = self.left.get_mut(&digest) {
-            *left -= 1;
-            if *left == 0 {
-                self.left.remove(&digest);
-                self.todo.push_back(AskDo::Done(digest));
-            }
-        }
+        self.one_less(digest);
         self.begin_groups(view, now);
+    }
+
+    /// A piece of a group that is not asked for yet is here.
+    fn came_by_itself(&mut self, key: GroupKey, bit: u16) {
+        let waiting = (weight(&self.me, &key), key);
+        let Some((shape, have)) = self.waiting.get_mut(&waiting) else { return };
+        let all = group_bits(shape, key.group);
+        if all & !*have & bit == 0 {
+            return;
+        }
+        *have |= bit;
+        if *have == all {
+            self.waiting.remove(&waiting);
+        }
+        self.one_less(key.digest);
+    }
+
+    fn one_less(&mut self, digest: Digest) {
+        let Some(left) = self.left.get_mut(&digest) else { return };
+        *left -= 1;
+        if *left == 0 {
+            self.left.remove(&digest);
+            self.todo.push_back(AskDo::Done(digest));
+        }
     }
 
     /// Notes that a piece did not come. `gone`: the member cannot be reached, and is not asked for anything for a while.

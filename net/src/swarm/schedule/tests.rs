@@ -600,3 +600,39 @@ fn a_leader_chooses_until_he_leaves() {
     // As much as slots allow.
     assert_eq!(rest.first(), Some(&1));
 }
+
+/// Neighbours that have the whole file: an even share of them all would take as long as the slowest of them.
+#[test]
+fn a_leader_leaves_whole_holders_to_choose() {
+    let lab = sim(8, vec![]);
+    let now = Instant::now();
+    let mut budget = WasteBudget::new();
+    let mut turn = Turn { now, budget: &mut budget };
+    let mut schedule = Schedule::new(lab.shape(), lab.rules, now);
+    schedule.lead(true, &mut turn);
+    let mut add = |kind, turn: &mut Turn<'_>| {
+        let source = NewSource { kind, address: None, have: None, rating: Rating::unknown(Nearness::Lan, NOW_S) };
+        schedule.add_source(source, turn).unwrap()
+    };
+    let (mirror, slow, fast) = (add(SourceKind::Mirror, &mut turn), add(SourceKind::Peer, &mut turn), add(SourceKind::Peer, &mut turn));
+    assert!(!schedule.has_whole(now));
+    schedule.whole(slow, &mut turn);
+    schedule.whole(fast, &mut turn);
+    assert!(schedule.has_whole(now));
+    let mut asked = vec![0; 3];
+    let mut bring = |schedule: &mut Schedule, turn: &mut Turn<'_>| {
+        let mut came = None;
+        while let Some(action) = schedule.poll() {
+            if let Do::Fetch { flight, source, piece } = action {
+                asked[source.index()] += 1;
+                came = if source == fast { Some((flight, piece)) } else { came };
+            }
+        }
+        let Some((flight, piece)) = came else { return false };
+        schedule.piece(flight, Digest::of(&true_piece(piece)), turn);
+        true
+    };
+    while bring(&mut schedule, &mut turn) {}
+    assert_eq!((asked[mirror.index()], asked[slow.index()]), (0, 1), "the mirror is the fleet's to share out");
+    assert_eq!(asked[fast.index()], 8, "it brings the slow one's piece too");
+}

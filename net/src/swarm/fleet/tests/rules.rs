@@ -293,6 +293,31 @@ fn askers_go_through_groups_in_their_own_order() {
     assert_ne!(order(0), order(1));
 }
 
+/// Pieces that came some other way are not asked for when their group's turn comes.
+#[test]
+fn what_came_by_itself_is_not_asked_for() {
+    let view = view_of(0..4);
+    let now = Instant::now();
+    let shape = file(0, 16 * 262_144 * 12);
+    let mut asker = Asker::new(member_id(0), 1);
+    assert!(asker.want(shape, |_| false));
+    for piece in 0..shape.pieces() - 1 {
+        asker.fetched(&view, shape.digest, piece, now);
+        asker.fetched(&view, shape.digest, piece, now);
+    }
+    asker.tick(&view, now);
+    let wants: Vec<(u32, u16)> = std::iter::from_fn(|| asker.poll())
+        .map(|todo| match todo {
+            AskDo::Want { want, .. } => (want.key.group, want.have),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(wants, [(11, 0x7fff)]);
+    asker.fetched(&view, shape.digest, shape.pieces() - 1, now);
+    assert!(std::iter::from_fn(|| asker.poll()).any(|todo| todo == AskDo::Done(shape.digest)));
+    assert!(asker.is_idle());
+}
+
 /// Something happens between the time at which an answer is overdue and the tick: the time is not lost, and acting on it
 /// moves it on, so that the caller does not spin.
 #[test]
