@@ -258,7 +258,7 @@ fn put(dir: &Path, bytes: &[u8]) -> (Digest, u64) {
 fn nginx(dir: &Path, conf: &Path) -> Option<(Child, u16)> {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = format!(
-        "daemon off; worker_processes 1; pid {conf}/nginx.pid; error_log stderr crit; events {{}} user root;\n\
+        "daemon off; master_process off; pid {conf}/nginx.pid; error_log stderr crit; events {{}} user root;\n\
          http {{ access_log off; sendfile on; client_body_temp_path {conf}; proxy_temp_path {conf}; fastcgi_temp_path {conf};\n\
          uwsgi_temp_path {conf}; scgi_temp_path {conf}; server {{ listen 127.0.0.1:{port}; root {root}; }} }}\n",
         conf = conf.display(),

@@ -6,22 +6,23 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a laboratory, not a product")]
 #![allow(dead_code, unused_imports, reason = "the harness is that of the end-to-end tests")]
 
+mod rivals;
 mod scenarios;
 #[path = "../it"]
 mod tests {
     pub(crate) mod harness;
 }
 
-use scenarios::{ALL, Outcome};
+use scenarios::{Outcome, Scenario};
 use std::process::ExitCode;
 pub(crate) use tests::harness;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["list"] => ALL.iter().for_each(|scenario| println!("{:24}{}", scenario.name, scenario.about)),
+        ["list"] => all().for_each(|scenario| println!("{:24}{}", scenario.name, scenario.about)),
         ["run", name, more @ ..] => {
-            let Some(scenario) = ALL.iter().find(|scenario| scenario.name == *name) else {
+            let Some(scenario) = all().find(|scenario| scenario.name == *name) else {
                 eprintln!("no scenario is called {name}: see `scripts/lab list`");
                 return ExitCode::FAILURE;
             };
@@ -40,7 +41,21 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+fn all() -> impl Iterator<Item = &'static Scenario> {
+    scenarios::ALL.iter().chain(rivals::ALL)
+}
+
 fn show(outcome: &Outcome) {
+    if !outcome.lines.is_empty() {
+        show_machines(outcome);
+    }
+    for figure in &outcome.figures {
+        let goal = if figure.goal.is_empty() { String::new() } else { format!("  (goal: {})", figure.goal) };
+        println!("{:60} {:9.3} {}{goal}", figure.name, figure.value, figure.unit);
+    }
+}
+
+fn show_machines(outcome: &Outcome) {
     println!(
         "{:>8} {:>5} {:>9} {:>14} {:>14} {:>14} {:>14}",
         "machine", "exit", "seconds", "mirror sent", "from mirror", "from peers", "given"

@@ -1,6 +1,7 @@
 //! What the lab plays through: each scenario makes its machines, lets real apt run on them, checks every file, and counts.
 
 use crate::harness::crowd::{Crowd, Terms, await_status};
+use crate::harness::machine::Machine;
 use crate::harness::process::Finished;
 use crate::harness::{Package, Running, assert_holds, listed};
 use serde::Serialize;
@@ -21,12 +22,19 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "fleet-small",
         about: "8 cold machines of a fleet install the same 40 packages at the same moment",
-        play: || fleet(8, fleet_packages(), None),
+        play: || fleet(8, fleet_packages()),
     },
     Scenario {
-        name: "fleet-16",
-        about: "16 cold machines of a fleet, 125 MB each, links and mirror at 50 Mbit/s",
-        play: || fleet(16, plan_125_mb(), Some(50)),
+        name: "fleet-4",
+        about: "4 cold machines of a fleet, 125 MB each, links and mirror at 50 Mbit/s, beside one alone without poolfs",
+        play: || shaped_fleet(4),
+    },
+    Scenario { name: "fleet-8", about: "the same with 8", play: || shaped_fleet(8) },
+    Scenario { name: "fleet-16", about: "the same with 16", play: || shaped_fleet(16) },
+    Scenario {
+        name: "fleet-16-small",
+        about: "12 small packages by 16 cold machines of a fleet at the same moment",
+        play: || fleet(16, (0..12).map(|n| Package::new(&format!("small{n:02}"), "1.0", 20_000 + n * 16_000)).collect()),
     },
     Scenario {
         name: "update-from-neighbour",
@@ -58,14 +66,31 @@ pub(crate) struct Line {
     pub(crate) given: u64,
 }
 
-/// What a scenario counted.
+/// One figure beside its goal.
 #[derive(Clone, Debug, Serialize)]
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) value: f64,
+    pub(crate) unit: &'static str,
+    /// What was wanted, in words; empty where the figure is there to compare with.
+    pub(crate) goal: &'static str,
+}
+
+impl Figure {
+    pub(crate) fn new(name: impl Into<String>, value: f64, unit: &'static str, goal: &'static str) -> Self {
+        Self { name: name.into(), value, unit, goal }
+    }
+}
+
+/// What a scenario counted.
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Outcome {
     /// Bytes that each machine wanted.
     pub(crate) wanted_bytes: u64,
     /// What all machines together got from the mirror, in copies of what one wanted.
     pub(crate) copies: f64,
     pub(crate) lines: Vec<Line>,
+    pub(crate) figures: Vec<Figure>,
 }
 
 /// Bookworm's mix of sizes in small: most packages of one piece, most bytes in the others.
@@ -83,15 +108,47 @@ fn plan_125_mb() -> Vec<Package> {
 }
 
 /// Everybody installs everything at the same moment; nobody has anything.
-fn fleet(machines: usize, packages: Vec<Package>, mbit: Option<u32>) -> Outcome {
-    let crowd = Crowd::new(machines, packages, &Terms { fleet: true, mbit, ..Terms::default() });
+fn fleet(machines: usize, packages: Vec<Package>) -> Outcome {
+    let crowd = Crowd::new(machines, packages, &Terms { fleet: true, ..Terms::default() });
     crowd.up(true);
+    everybody_installs(&crowd, machines)
+}
+
+/// The same behind shaped links, after one machine without poolfs did it alone.
+fn shaped_fleet(machines: usize) -> Outcome {
+    let crowd = Crowd::new(machines + 1, plan_125_mb(), &Terms { fleet: true, mbit: Some(50), ..Terms::default() });
+    let plain = &crowd.machines[machines];
+    plain.apt_get(&["update"]).ok();
+    let began = Instant::now();
+    crowd.download(machines);
+    let alone = began.elapsed().as_secs_f64();
+    let fleet = &crowd.machines[..machines];
+    fleet.iter().for_each(Machine::up);
+    for machine in fleet {
+        await_status(machine, "knows the others", |status| status.fleet_members == machines as u64);
+    }
+    for machine in fleet {
+        machine.update();
+    }
+    crowd.mirror.forget_log();
+    let mut outcome = everybody_installs(&crowd, machines);
+    let last = outcome.lines.iter().map(|line| line.seconds).fold(0.0, f64::max);
+    outcome.figures = vec![
+        Figure::new("mirror bytes", outcome.copies, "copies", "at most 1.1"),
+        Figure::new("one machine alone, plain apt", alone, "s", ""),
+        Figure::new("last machine of the fleet", last, "s", ""),
+        Figure::new("last machine beside one alone", last / alone, "x", "at most 1.5"),
+    ];
+    outcome
+}
+
+fn everybody_installs(crowd: &Crowd, machines: usize) -> Outcome {
     let ends = at_once(machines, |machine| crowd.start_download(machine));
     for (machine, (finished, _)) in ends.iter().enumerate() {
         assert_eq!(finished.deb_gets(), Vec::<&str>::new(), "apt fetched by itself: {finished}");
         crowd.assert_all_here(machine);
     }
-    outcome(&crowd, crowd.plan_bytes(), ends, |path| path.ends_with(".deb"))
+    outcome(crowd, crowd.plan_bytes(), ends, |path| path.ends_with(".deb"))
 }
 
 /// The first machine updates from the mirror, then the second one.
@@ -164,7 +221,7 @@ fn update_debian() -> Outcome {
     for name in listed(1) {
         assert_holds(&crowd.machines[2].lists().join(&name), &std::fs::read(crowd.machines[1].lists().join(&name)).unwrap());
     }
-    Outcome { wanted_bytes, copies, lines }
+    Outcome { wanted_bytes, copies, lines, figures: Vec::new() }
 }
 
 /// Starts one program for each machine and waits for all, each with its own time.
@@ -194,5 +251,5 @@ fn outcome(crowd: &Crowd, wanted_bytes: u64, ends: Vec<(Finished, Duration)>, co
     let mirror: u64 = (0..crowd.machines.len()).map(|machine| crowd.mirror_bytes_of(machine, &counts)).sum();
     #[allow(clippy::cast_precision_loss, reason = "a ratio to print")]
     let copies = mirror as f64 / wanted_bytes.max(1) as f64;
-    Outcome { wanted_bytes, copies, lines }
+    Outcome { wanted_bytes, copies, lines, figures: Vec::new() }
 }

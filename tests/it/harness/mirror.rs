@@ -8,8 +8,10 @@ use super::process::run;
 use super::upstream::Upstream;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -380,10 +382,12 @@ impl Shared {
         let relative = path.trim_start_matches('/');
         let file = self.root.join(relative);
         let inside = !relative.split('/').any(|part| part == "..");
-        let Some(mut whole) = inside.then(|| std::fs::read(&file).ok()).flatten() else { return plain(404, "not found\n", "text/plain") };
-        let modified = std::fs::metadata(&file).and_then(|metadata| metadata.modified()).ok();
+        let opened = inside.then(|| File::open(&file).ok()).flatten();
+        let about = opened.as_ref().and_then(|file| file.metadata().ok()).filter(std::fs::Metadata::is_file);
+        let (Some(file), Some(about)) = (opened, about) else { return plain(404, "not found\n", "text/plain") };
+        let modified = about.modified().ok();
         let seconds = modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs());
-        let tag = format!("\"{seconds:x}-{:x}\"", whole.len());
+        let tag = format!("\"{seconds:x}-{:x}\"", about.len());
         if headers.get("if-none-match").is_some_and(|given| *given == tag) {
             return Answer { status: 304, headers: vec![("ETag", tag)], body: Vec::new(), content_length: 0, after: After::KeepAlive };
         }
@@ -394,17 +398,26 @@ impl Shared {
         if date.is_some() && headers.get("if-modified-since") == date.as_ref() {
             return Answer { status: 304, headers: Vec::new(), body: Vec::new(), content_length: 0, after: After::KeepAlive };
         }
-        match fault {
-            Some(Fault::Truncated(less)) => whole.truncate(whole.len().saturating_sub(*less)),
-            Some(Fault::Long(more)) => whole.extend(std::iter::repeat_n(b'x', *more)),
+        let size = usize::try_from(about.len()).unwrap();
+        // What the fault makes of the file; of a file as it is only the wanted part is read, as large ones are asked for in many.
+        let false_bytes = match fault {
+            Some(Fault::Truncated(less)) => Some(part_of(&file, 0, size.saturating_sub(*less))),
+            Some(Fault::Long(more)) => Some([part_of(&file, 0, size), vec![b'x'; *more]].concat()),
             Some(Fault::Wrong(offset)) => {
-                let offset = offset % whole.len().max(1);
+                let mut whole = part_of(&file, 0, size);
+                let offset = offset % size.max(1);
                 if let Some(byte) = whole.get_mut(offset) {
                     *byte ^= 0x55;
                 }
+                Some(whole)
             }
-            _ => {}
-        }
+            _ => None,
+        };
+        let len = false_bytes.as_ref().map_or(size, Vec::len);
+        let part = |first: usize, end: usize| match &false_bytes {
+            Some(whole) => whole[first..end].to_vec(),
+            None => part_of(&file, first, end),
+        };
         let wanted = headers
             .get("range")
             .filter(|_| headers.get("if-range").is_none_or(|given| *given == tag) && !matches!(fault, Some(Fault::IgnoreRange)));
@@ -416,16 +429,16 @@ impl Shared {
             after: After::KeepAlive,
         };
         answer.headers.extend(date.map(|date| ("Last-Modified", date)));
-        match wanted.map(|range| parse_range(range, whole.len())) {
-            None => answer.body = whole,
+        match wanted.map(|range| parse_range(range, len)) {
+            None => answer.body = part(0, len),
             Some(None) => {
                 answer.status = 416;
-                answer.headers.push(("Content-Range", format!("bytes */{}", whole.len())));
+                answer.headers.push(("Content-Range", format!("bytes */{len}")));
             }
             Some(Some((first, last))) => {
                 answer.status = 206;
-                answer.headers.push(("Content-Range", format!("bytes {first}-{last}/{}", whole.len())));
-                answer.body = whole[first..=last].to_vec();
+                answer.headers.push(("Content-Range", format!("bytes {first}-{last}/{len}")));
+                answer.body = part(first, last + 1);
             }
         }
         answer.content_length = answer.body.len();
@@ -444,6 +457,12 @@ impl Shared {
         }
         answer
     }
+}
+
+fn part_of(file: &File, first: usize, end: usize) -> Vec<u8> {
+    let mut bytes = vec![0; end - first];
+    file.read_exact_at(&mut bytes, first as u64).unwrap();
+    bytes
 }
 
 /// Request line and headers (names in lower case); `None` at the end of the connection.
