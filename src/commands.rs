@@ -138,7 +138,7 @@ fn up(served: &Served, foreground: bool) -> Result<ExitCode> {
 pub fn start_behind(served: &Served, config: &Config) -> Result<()> {
     let log_path = config.store.state_dir.join("poolfs.log");
     let log = open_log(&log_path)?;
-    let mut command = std::process::Command::new(std::env::current_exe().context("find the poolfs program")?);
+    let mut command = std::process::Command::new(crate::sys::program()?);
     match served.only.as_slice() {
         [] => {
             command.arg("up");

@@ -88,7 +88,7 @@ pub struct Served {
 
 impl Served {
     fn command(&self) -> Result<Command> {
-        let program = std::env::current_exe().context("find the poolfs program")?;
+        let program = crate::sys::program()?;
         let mut command = std::process::Command::new(program);
         command.arg("serve");
         if let Some(config) = &self.common.config {
@@ -209,7 +209,10 @@ async fn watch(
                                 mounted.retain(|(known, _)| known != path);
                                 served.retain(|known| known.path != *path);
                             }
-                            Report::Ready => *ready_once = true,
+                            Report::Ready => {
+                                *ready_once = true;
+                                tell_service_manager("READY=1");
+                            }
                             Report::Refused { message } => refused = Some(message.clone()),
                         }
                         if tell && !matches!(report, Report::Refused { .. }) {
@@ -239,6 +242,21 @@ fn forward(pid: Option<rustix::process::Pid>, signal: Signal) {
         && let Err(err) = rustix::process::kill_process(pid, signal)
     {
         tracing::debug!("pass the signal on: {err}");
+    }
+}
+
+/// Tells a service manager, if one started us, by the socket that it named (sd_notify(3)).
+fn tell_service_manager(state: &str) {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&name),
+    };
+    let told = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(err) = told {
+        tracing::warn!("tell the service manager {state}: {err}");
     }
 }
 

@@ -1,7 +1,19 @@
-//! The calls between fork and exec: the only `unsafe` of the binary.
+//! What a new process needs: this program's file, and the calls between fork and exec, the only `unsafe` of the binary.
 
+use anyhow::{Context as _, Result};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
+
+/// This program. Where an upgrade has replaced it, the new one: the kernel names the old file, which is gone.
+pub fn program() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("find the poolfs program")?;
+    Ok(match program.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(name) if !program.exists() => PathBuf::from(std::ffi::OsString::from_vec(name.to_vec())),
+        _ => program,
+    })
+}
 
 /// Lets the child get SIGTERM when its parent dies (prctl(2), `PR_SET_PDEATHSIG`).
 pub fn end_with_parent(command: &mut Command) {

@@ -25,6 +25,7 @@ mod ghosts;
 mod harness;
 mod liars;
 mod lists;
+mod package;
 mod peer;
 mod posix;
 mod repair;
