@@ -558,8 +558,10 @@ impl Schedule {
         }
         let len = u64::from(self.shape.piece_bytes);
         let finish = |at: usize| self.known[at].rating.expected(len * (1 + u64::from(self.in_flight(source_id(at)))));
+        // Who has nothing of what is open brings nothing of it, however fast.
+        let of_use = |source| self.is_usable(source, now) && open.iter().any(|piece| self.blame.may_ask(source, *piece));
         let mut order: Vec<(Duration, SourceId)> = (0..self.known.len())
-            .filter(|at| self.is_choice(*at) && self.is_usable(source_id(*at), now))
+            .filter(|at| self.is_choice(*at) && of_use(source_id(*at)))
             .map(|at| (finish(at), source_id(at)))
             .collect();
         order.sort();

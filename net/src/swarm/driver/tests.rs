@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
 mod fake;
+mod hostile;
 
 use super::*;
 use crate::mirror::MirrorLimits;

@@ -399,6 +399,19 @@ fn partial_holders_give_what_they_have() {
     assert!(early.map(|(_, piece, _)| *piece).eq(0..4));
 }
 
+/// A fast partial holder that has given what it has must not keep the rest from being asked of a slow one: until then the download
+/// stood still, for as long as the partial holder stayed.
+#[test]
+fn who_has_nothing_left_keeps_nobody_waiting() {
+    let mut have = Bits::none(12);
+    (0..4).for_each(|piece| have.set(piece));
+    let slow = peer(RATE / 20.0);
+    let ended = sim(12, vec![Model { have: Some(have), ..peer(50.0 * RATE) }, slow.clone()]).run();
+    let alone = sim(8, vec![slow]).run();
+    assert_eq!(ended.pieces(), [4, 8]);
+    assert!(ended.seconds() <= alone.seconds() + 1.0, "{} s, the slow one alone {} s", ended.seconds(), alone.seconds());
+}
+
 /// A piece that no partial holder ever gets ends the download after a while, not never.
 #[test]
 fn partial_holders_are_not_waited_for_for_ever() {
@@ -469,6 +482,21 @@ fn faulty_peers_delay_little_and_are_not_blamed() {
         assert!(ended.seconds() <= 2.0 * alone.seconds(), "{fault:?}: {} s against {} s", ended.seconds(), alone.seconds());
         assert!(ended.verdicts().iter().all(|verdict| !verdict.is_guilty()), "{fault:?}");
         assert_eq!(ended.pieces()[0], 0, "{fault:?}");
+    }
+}
+
+/// Whatever a peer does instead of giving pieces, credited or not, the mirror beside it has the file here in its own time and one
+/// deadline: a reset or a short answer is `Short`, too much or another range is none at all.
+#[test]
+fn a_faulty_peer_delays_by_one_deadline() {
+    let alone = sim(64, vec![mirror(RATE)]).run();
+    for fault in [Fault::Short, Fault::Drips, Fault::Stalls, Fault::Refuses] {
+        for faulty in [stranger(RATE, fault.clone()), Model { fault: fault.clone(), ..peer(RATE) }] {
+            let ended = sim(64, vec![faulty, mirror(RATE)]).run();
+            let most = alone.seconds() + OVERDUE_MIN.as_secs_f64();
+            assert!(ended.seconds() <= most, "{fault:?}: {} s, the mirror alone {} s", ended.seconds(), alone.seconds());
+            assert_eq!(ended.pieces()[0], 0, "{fault:?}");
+        }
     }
 }
 

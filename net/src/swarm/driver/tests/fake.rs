@@ -26,6 +26,14 @@ pub(crate) enum Fault {
     Lies(Vec<u32>),
     /// The same, as one who says that the file is still arriving.
     PassesOnLies(Vec<u32>),
+    /// Other bytes in each answer, never right ones.
+    Changes,
+    /// Other bytes in so many answers, and then nothing any more.
+    LiesThenStalls(u32),
+    /// Half of the piece, and then the connection is reset.
+    Resets,
+    /// Another piece, and says so.
+    OtherRange,
     /// Closes one byte before the end.
     Short,
     /// One byte, a second, one byte.
@@ -182,6 +190,15 @@ async fn piece(stream: &mut TcpStream, serving: &Serving, start: usize, last: us
                 body.iter_mut().for_each(|byte| *byte ^= 0x55);
             }
         }
+        Fault::Changes => body.iter_mut().for_each(|byte| *byte ^= u8::try_from(nth % 255).unwrap() + 1),
+        Fault::LiesThenStalls(answers) if nth <= *answers => body.iter_mut().for_each(|byte| *byte ^= 0x55),
+        Fault::LiesThenStalls(_) => std::future::pending().await,
+        Fault::Resets => send /= 2,
+        Fault::OtherRange => {
+            let (start, last) = if start == 0 { (1, last + 1) } else { (start - 1, last - 1) };
+            body = serving.file[start..=last].to_vec();
+            range = format!("Content-Range: bytes {start}-{last}/{}\r\n", serving.file.len());
+        }
         Fault::Short => send -= 1,
         Fault::Twice => {
             body = body.repeat(2);
@@ -223,6 +240,9 @@ async fn piece(stream: &mut TcpStream, serving: &Serving, start: usize, last: us
             return Next::Close;
         }
         serving.sent_bytes.fetch_add(part.len(), Ordering::Relaxed);
+    }
+    if matches!(serving.fault, Fault::Resets) {
+        socket2::SockRef::from(&*stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
     if send == body.len() { Next::Go } else { Next::Close }
 }
