@@ -122,6 +122,8 @@ pub(super) struct Download<'a, 'b, T> {
     ranged: Option<Arc<RangedFile>>,
     kept: Kept,
     outlet: &'a mut Outlet<'b, T>,
+    /// Versions to be handed over as soon as there is room: their bytes stay where they are kept until then.
+    due: VecDeque<(u32, Digest, SourceId)>,
     pending: VecDeque<Part>,
     /// Handed over, perhaps not yet in the incoming file: piece, version and the number of its delivery.
     unsettled: VecDeque<(u32, Digest, u64)>,
@@ -169,6 +171,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             ranged,
             kept,
             outlet,
+            due: VecDeque::new(),
             pending: VecDeque::new(),
             unsettled: VecDeque::new(),
             tasks: JoinSet::new(),
@@ -208,7 +211,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             self.kept.handed_over(piece, digest)?;
             match bytes {
                 Some(bytes) => {
-                    self.kept.keep(piece, digest, bytes.try_clone()?);
+                    self.kept.keep(piece, digest, bytes.try_clone()?)?;
                     self.unsettled.push_back((piece, digest, self.outlet.sent()));
                 }
                 None => {
@@ -227,17 +230,19 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             self.act();
             self.take_back_left();
             self.act();
+            self.deliver_due();
             self.tell_fleet().await;
             // Members are told of a whole file that they can have.
             let flush_first = self.led.is_some() && self.told.had && self.incoming.is_some() && !self.unsettled.is_empty();
             if self.pending.is_empty()
+                && self.due.is_empty()
                 && !flush_first
                 && let Some(end) = self.end.take()
             {
                 self.record();
                 return end.map_err(End::NotHad);
             }
-            let room = self.pending.len() < PENDING_MAX && self.end.is_none();
+            let room = self.due.is_empty() && self.pending.len() < PENDING_MAX && self.end.is_none();
             let timeout = self.schedule.next_timeout(std_now());
             let channel = self.outlet.channel();
             // Others may have a piece as soon as it is surely here; then it is worth knowing at once.
@@ -349,7 +354,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                     }
                 }
                 Do::AskHave(source) => self.ask_have(source),
-                Do::Deliver { piece, digest, source } => self.deliver(piece, digest, source),
+                Do::Deliver { piece, digest, source } => self.due.push_back((piece, digest, source)),
                 Do::Out(source, reason) => {
                     tracing::debug!(digest = %self.shape.digest, peer = ?self.peer(source), ?reason, "asked for nothing more in this download");
                     if reason == OutReason::ContradictsItself {
@@ -427,7 +432,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                         let missed = self.schedule.blame().needs(piece).then_some(Failure::Refused);
                         self.answered(flight, missed);
                         if keep {
-                            self.kept.keep(piece, digest, bytes);
+                            self.keep(piece, digest, bytes);
                         }
                         if !self.schedule.blame().is_first_round() {
                             self.compared(piece);
@@ -462,11 +467,27 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         }
     }
 
+    fn keep(&mut self, piece: u32, digest: Digest, bytes: OwnedFd) {
+        if let Err(error) = self.kept.keep(piece, digest, bytes) {
+            tracing::warn!(digest = %self.shape.digest, "keep pieces for comparison: {error}");
+            self.fail_locally();
+        }
+    }
+
     /// Says now and then that bytes arrive though none are handed over.
     fn compared(&mut self, piece: u32) {
         self.checking_bytes += u64::from(self.shape.piece_len(piece));
         if self.checking_bytes >= CHECKING_BYTES.min(self.shape.size) && self.outlet.checking(self.checking_bytes) {
             self.checking_bytes = 0;
+        }
+    }
+
+    /// Takes what is due out of where it is kept, a few pieces at a time: a correction may be as long as the file.
+    fn deliver_due(&mut self) {
+        while self.pending.len() < PENDING_MAX
+            && let Some((piece, digest, source)) = self.due.pop_front()
+        {
+            self.deliver(piece, digest, source);
         }
     }
 
@@ -490,8 +511,14 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         });
         if let Err(error) = handed {
             tracing::warn!(digest = %self.shape.digest, piece, "hand over a piece that was kept: {error}");
-            self.end = Some(Err(NotHad::LocalRead));
+            self.fail_locally();
         }
+    }
+
+    /// What is needed cannot be kept or read here: the download ends, and nothing more of it goes out.
+    fn fail_locally(&mut self) {
+        self.due.clear();
+        self.end = Some(Err(NotHad::LocalRead));
     }
 
     /// Notes what is surely in the incoming file by now, and lets others ask for it.
@@ -548,11 +575,14 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
 
     fn verified(&mut self, outcome: &Outcome) {
         let gives = self.schedule.blame().gives().to_vec();
+        self.due.retain(|(piece, digest, _)| outcome.pieces[*piece as usize] == *digest);
+        let due: HashSet<u32> = self.due.iter().map(|(piece, ..)| *piece).collect();
         for (piece, digest) in (0u32..).zip(&outcome.pieces) {
             if self.kept.here(piece) != Some(*digest)
+                && !due.contains(&piece)
                 && let Some(give) = gives.iter().find(|give| give.piece == piece && give.digest == *digest)
             {
-                self.deliver(piece, *digest, give.source);
+                self.due.push_back((piece, *digest, give.source));
             }
         }
         // Who gives what it has not verified yet may be an honest machine that a liar gave it to.

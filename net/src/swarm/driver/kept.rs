@@ -1,8 +1,8 @@
 //! The versions of pieces that one download holds until it is over.
 //!
 //! What was handed over is read back from the incoming file once it is surely there; the newest pieces, and versions that are
-//! not in that file, stay in memory; past [`MEMORY_PIECES_MAX`] those go to an unlinked file. All of it is bounded by what one
-//! download may cost.
+//! not in that file, stay in memory; past [`MEMORY_PIECES_MAX`] those go to an unlinked file, which is bounded by what one
+//! download may cost. Where that file cannot be written, [`UNSPILLED_PIECES_MAX`] pieces are all that a download may have in memory.
 
 use crate::memfd::{PieceMemory, SealedPiece};
 use crate::swarm::FileShape;
@@ -17,6 +17,9 @@ use std::sync::Arc;
 
 /// Pieces kept in memory per download.
 const MEMORY_PIECES_MAX: usize = 16;
+
+/// Pieces kept in memory where nothing can be put aside, on a full disk: past that the download ends.
+const UNSPILLED_PIECES_MAX: usize = 64;
 
 /// A version of a piece: what it is held by.
 type Version = (u32, Digest);
@@ -71,13 +74,13 @@ impl Kept {
         })
     }
 
-    /// Takes a version that was not here before.
-    pub(super) fn keep(&mut self, piece: u32, digest: Digest, bytes: OwnedFd) {
+    /// Takes a version that was not here before. An error: it is neither memory's nor the disk's to hold more.
+    pub(super) fn keep(&mut self, piece: u32, digest: Digest, bytes: OwnedFd) -> io::Result<()> {
         let version = (piece, digest);
         if self.memory.insert(version, Arc::new(bytes)).is_none() {
             self.order.push_back(version);
         }
-        self.make_room();
+        self.make_room()
     }
 
     /// The version that the incoming file holds, as far as this side knows.
@@ -142,7 +145,7 @@ impl Kept {
         }
     }
 
-    fn make_room(&mut self) {
+    fn make_room(&mut self) -> io::Result<()> {
         let mut looked_at = self.order.len();
         while self.memory.len() > MEMORY_PIECES_MAX && looked_at > 0 {
             looked_at -= 1;
@@ -157,12 +160,15 @@ impl Kept {
                         self.memory.remove(&version);
                     }
                     Err(error) => {
-                        tracing::warn!("keep pieces of {} for comparison in {}: {error}", self.shape.digest, self.spill_dir.display());
                         self.order.push_back(version);
+                        if self.memory.len() > UNSPILLED_PIECES_MAX {
+                            return Err(io::Error::new(error.kind(), format!("{}: {error}", self.spill_dir.display())));
+                        }
                     }
                 },
             }
         }
+        Ok(())
     }
 
     fn spill_one(&mut self, version: Version) -> io::Result<()> {
@@ -220,7 +226,7 @@ mod tests {
         let put = |kept: &mut Kept, piece: u32, salt: u8, settled: bool| {
             let bytes = version(piece, salt);
             let digest = Digest::of(&bytes);
-            kept.keep(piece, digest, sealed(&bytes).unwrap());
+            kept.keep(piece, digest, sealed(&bytes).unwrap()).unwrap();
             kept.handed_over(piece, digest).unwrap();
             incoming.write_all_at(&bytes, u64::from(piece * PIECE_BYTES)).unwrap();
             if settled {
@@ -243,5 +249,21 @@ mod tests {
         assert!(kept.memory.len() <= MEMORY_PIECES_MAX);
         assert!(kept.place(0, &Digest::of(b"another")).is_none());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "what is put aside has no name");
+    }
+
+    /// On a full disk a download of many versions must not become the machine's memory: it holds a few and then ends.
+    #[test]
+    fn a_disk_that_takes_nothing_is_not_memory() {
+        let shape = FileShape { digest: Digest::of(b"x"), size: 1000 * u64::from(PIECE_BYTES), piece_bytes: PIECE_BYTES };
+        let mut kept = Kept::new(shape, None, PathBuf::from("/nonexistent")).unwrap();
+        let mut keep = |piece: u32| {
+            let bytes = version(piece, 0);
+            kept.keep(piece, Digest::of(&bytes), sealed(&bytes).unwrap())
+        };
+        assert!((0..UNSPILLED_PIECES_MAX as u32).all(|piece| keep(piece).is_ok()));
+        let error = keep(UNSPILLED_PIECES_MAX as u32).unwrap_err();
+        assert_eq!(error.to_string(), "/nonexistent: No such file or directory (os error 2)");
+        let first = version(0, 0);
+        assert_eq!(kept.place(0, &Digest::of(&first)).map(|place| place.read(PIECE_BYTES).unwrap()), Some(first), "nothing is lost");
     }
 }

@@ -124,3 +124,55 @@ async fn a_victim_is_asked_meanwhile() {
         }
     }
 }
+
+/// Pieces that this process holds in memory.
+fn pieces_in_memory() -> usize {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten().map(|entry| entry.path());
+    let memfds = descriptors.filter(|path| std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:")));
+    let inodes = memfds.filter_map(|path| std::fs::metadata(path).ok()).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
+    inodes.collect::<BTreeSet<u64>>().len()
+}
+
+/// Half of a large file was a liar's: what is corrected at the end goes out a few pieces at a time, to a reader that takes its
+/// time, and never lies in memory all at once.
+#[tokio::test]
+async fn corrections_are_handed_over_a_few_at_a_time() {
+    let file: Vec<u8> = (0..200 * PIECE).map(|at| (at / 11 + at / PIECE * 31) as u8).collect();
+    let liar = FakePeer::start(&file, Fault::Lies((0..200).collect())).await;
+    let peers = honest(&file, 1).await;
+    let lab = Lab::new(&[&liar, &peers[0]]);
+    let disk = tempfile::tempfile().unwrap();
+    let want = SwarmWant {
+        digest: Digest::of(&file),
+        size: file.len() as u64,
+        urls: vec![],
+        missing: (0..200).collect(),
+        incoming: Some(Arc::new(disk.try_clone().unwrap().into())),
+        repair: false,
+    };
+    let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
+    let fetching = async {
+        let result = lab.swarm.fetch(want, &out, |delivery| delivery).await;
+        drop(out);
+        result
+    };
+    let (mut most, mut given) = (0, vec![0; 200]);
+    let reading = async {
+        while let Some(delivery) = deliveries.recv().await {
+            let SwarmDelivery::Piece { index, bytes, .. } = delivery else { continue };
+            let mut piece = vec![0; PIECE];
+            File::from(bytes).read_exact_at(&mut piece, 0).unwrap();
+            disk.write_all_at(&piece, u64::from(index) * PIECE as u64).unwrap();
+            given[index as usize] += 1;
+            most = most.max(pieces_in_memory());
+        }
+    };
+    let (result, ()) = tokio::join!(fetching, reading);
+    assert_eq!(result, Ok(()));
+    let mut bytes = vec![0; file.len()];
+    disk.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == file);
+    let corrected = given.iter().filter(|times| **times > 1).count();
+    assert!(corrected > 60, "the liar gave {corrected} pieces only: nothing was tried");
+    assert!(most <= 50, "{most} pieces in memory");
+}
