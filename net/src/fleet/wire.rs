@@ -5,7 +5,7 @@
 //!
 //! | verb | asks | answer |
 //! |---|---|---|
-//! | `pf_want` | [`Want`]: `f` digest, `g` group, `h` pieces had, `n` size, `b`/`c` bad contacts, `m` mirror bad, `p` its pace | [`Reply`]: `t` take, `f`/`g` from, `w` wait, `s` see, `x` free |
+//! | `pf_want` | [`Want`]: `f` digest, `g` group, `h` pieces had, `n` size, `b`/`c` bad contacts, `d`/`e` silent coordinators, `m` mirror bad, `p` its pace | [`Reply`]: `t` take, `f`/`g` from, `w` wait, `s` see, `x` free |
 //! | `pf_have` | `d`: up to [`HAVE_DIGESTS_MAX`] digests | nothing |
 //! | `pf_ping` | `s` the sender, `c` changes | the same, `d` digest and `n` number of the members |
 //! | `pf_list` | `a`: members after this id | `m` members, `e` no more follow |
@@ -22,7 +22,7 @@ use crate::krpc::message::int;
 use crate::krpc::scan::{raw_entry, scan};
 use crate::krpc::{DATAGRAM_BYTES_OUT_MAX, Transaction, VERSION, contact_from_slice, contact_to_vec};
 use crate::swarm::FileShape;
-use crate::swarm::fleet::{BAD_MAX, FROM_MAX, GroupKey, MemberId, Reply, Want, groups};
+use crate::swarm::fleet::{BAD_MAX, FROM_MAX, GroupKey, MemberId, Reply, SILENT_MAX, Want, groups};
 use bt_bencode::{ByteString, Value};
 use poolfs_core::Digest;
 use std::collections::BTreeMap;
@@ -265,6 +265,9 @@ pub fn query(key: &FleetKey, me: MemberId, transaction: [u8; 4], nonce: Nonce, n
             let (v4, v6): (Vec<SocketAddr>, Vec<SocketAddr>) = want.bad.iter().take(BAD_MAX).partition(|bad| bad.is_ipv4());
             out.contacts("b", &v4);
             out.contacts("c", &v6);
+            let (v4, v6): (Vec<SocketAddr>, Vec<SocketAddr>) = want.silent.iter().take(SILENT_MAX).partition(|silent| silent.is_ipv4());
+            out.contacts("d", &v4);
+            out.contacts("e", &v6);
             out.bytes("f", &want.key.digest.0);
             out.int("g", want.key.group.into());
             out.bytes("h", &want.have.reverse_bits().to_be_bytes());
@@ -453,12 +456,19 @@ fn contacts(dict: &Entries, key: &str, address_bytes: usize, more: usize, max: u
 fn want(args: &Entries) -> Option<Want> {
     let mut bad = contacts(args, "b", 6, 0, BAD_MAX)?;
     bad.extend(contacts(args, "c", 18, 0, BAD_MAX)?);
+    let mut silent = contacts(args, "d", 6, 0, SILENT_MAX)?;
+    silent.extend(contacts(args, "e", 18, 0, SILENT_MAX)?);
     let size = u64::try_from(args.get("n".as_bytes()).and_then(int)?).ok()?;
     let key = GroupKey {
         digest: Digest(string(args, "f")?.try_into().ok()?),
         group: u32::try_from(args.get("g".as_bytes()).and_then(int)?).ok()?,
     };
-    if bad.len() > BAD_MAX || size == 0 || size > SIZE_MAX || key.group >= groups(&FileShape::of(key.digest, size)) {
+    if bad.len() > BAD_MAX
+        || silent.len() > SILENT_MAX
+        || size == 0
+        || size > SIZE_MAX
+        || key.group >= groups(&FileShape::of(key.digest, size))
+    {
         return None;
     }
     Some(Want {
@@ -466,6 +476,7 @@ fn want(args: &Entries) -> Option<Want> {
         size,
         have: piece_bits(string(args, "h")?)?,
         bad: bad.into_iter().map(|(contact, _)| contact).collect(),
+        silent: silent.into_iter().map(|(contact, _)| contact).collect(),
         mirror_bad: args.get("m".as_bytes()).and_then(int) == Some(1),
         mirror_pace: match args.get("p".as_bytes()) {
             None => None,

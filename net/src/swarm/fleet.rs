@@ -171,6 +171,8 @@ pub struct Want {
     pub have: u16,
     /// Holders that failed it lately.
     pub bad: Vec<SocketAddr>,
+    /// Coordinators that did not answer it just now: it is not sent to them, and they may be good holders all the same.
+    pub silent: Vec<SocketAddr>,
     /// The mirror failed it lately.
     pub mirror_bad: bool,
     /// How long the mirror takes for a piece, where that is long: see [`Asker::mirror_pace`].
@@ -194,6 +196,9 @@ pub struct Reply {
 
 /// Holders named in one reply.
 pub const FROM_MAX: usize = 4;
+
+/// Silent coordinators told in one want.
+pub const SILENT_MAX: usize = RANKS;
 
 /// Failed contacts told in one want.
 pub const BAD_MAX: usize = 8;

@@ -19,7 +19,7 @@ const HALF_LIFE_S: f64 = 6.0 * 3600.0;
 const CREDIT_S: u64 = 30 * 24 * 3600;
 
 /// A rating unused for this long says nothing any more.
-const UNUSED_S_MAX: u64 = 30 * 24 * 3600;
+pub(crate) const UNUSED_S_MAX: u64 = 30 * 24 * 3600;
 
 /// Weight of a new sample in the running mean.
 const SAMPLE_WEIGHT: f64 = 0.25;

@@ -34,7 +34,15 @@ fn shape() -> FileShape {
 }
 
 fn want_of(bad: Vec<SocketAddr>) -> Want {
-    Want { key: GroupKey { digest: shape().digest, group: 12 }, size: shape().size, have: 0b11, bad, mirror_bad: false, mirror_pace: None }
+    Want {
+        key: GroupKey { digest: shape().digest, group: 12 },
+        size: shape().size,
+        have: 0b11,
+        bad,
+        silent: Vec::new(),
+        mirror_bad: false,
+        mirror_pace: None,
+    }
 }
 
 fn asked(ask: &Ask) -> Vec<u8> {

@@ -98,6 +98,9 @@ pub(super) struct Pages {
     history_pieces: usize,
     /// Ratings changed since they were last saved.
     changed: BTreeSet<SocketAddr>,
+    /// Peers that have a row in the database: those of no known peer are deleted, so that it holds no more than
+    /// [`RATINGS_MAX`](crate::swarm::rating::RATINGS_MAX) and none longer than [`UNUSED_S_MAX`](crate::swarm::rating::UNUSED_S_MAX).
+    saved: BTreeSet<SocketAddr>,
     verdicts_changed: bool,
 }
 
@@ -134,30 +137,34 @@ impl Book {
     /// Writes what changed since the last time; blocks for the disk.
     pub(super) fn save(&self, now_s: u64) -> Result<(), NetDbError> {
         let Some(db) = &self.db else { return Ok(()) };
-        let (changed, verdicts) = {
+        let (changed, verdicts, gone) = {
             let mut pages = self.pages.lock();
             pages.ratings.expire(now_s);
             pages.verdicts.expire(now_s);
             let given = |address: &SocketAddr| pages.given.get(address).copied().unwrap_or_default();
             let known: BTreeMap<&SocketAddr, &Rating> = pages.ratings.iter().collect();
-            let changed: Vec<(SocketAddr, Option<Rating>, Given)> =
-                pages.changed.iter().map(|address| (*address, known.get(address).map(|rating| **rating), given(address))).collect();
+            let changed: Vec<(SocketAddr, Rating, Given)> =
+                pages.changed.iter().filter_map(|address| known.get(address).map(|rating| (*address, **rating, given(address)))).collect();
+            let gone: Vec<SocketAddr> = pages.saved.iter().filter(|address| !known.contains_key(address)).copied().collect();
+            let known: BTreeSet<SocketAddr> = known.into_keys().copied().collect();
+            pages.saved.retain(|address| known.contains(address));
+            pages.saved.extend(changed.iter().map(|(address, ..)| *address));
             pages.changed.clear();
             let verdicts = std::mem::take(&mut pages.verdicts_changed).then(|| pages.verdicts.clone());
-            (changed, verdicts)
+            (changed, verdicts, gone)
         };
-        if changed.is_empty() && verdicts.is_none() {
+        if changed.is_empty() && gone.is_empty() && verdicts.is_none() {
             return Ok(());
         }
         db.db().transaction(|tx| {
             for (address, rating, given) in &changed {
-                let (ip, port) = (octets(address.ip()), address.port());
-                match rating.as_ref().and_then(|rating| serde_json::to_string(rating).ok()) {
-                    Some(text) => tx
-                        .prepare_cached("REPLACE INTO rating (address, port, rating, pieces, bytes) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                        .execute(params![ip, port, text, given.pieces.cast_signed(), given.bytes.cast_signed()])?,
-                    None => tx.prepare_cached("DELETE FROM rating WHERE address = ?1 AND port = ?2")?.execute(params![ip, port])?,
-                };
+                let text = serde_json::to_string(rating).expect("plain values");
+                tx.prepare_cached("REPLACE INTO rating (address, port, rating, pieces, bytes) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                    .execute(params![octets(address.ip()), address.port(), text, given.pieces.cast_signed(), given.bytes.cast_signed()])?;
+            }
+            for address in &gone {
+                tx.prepare_cached("DELETE FROM rating WHERE address = ?1 AND port = ?2")?
+                    .execute(params![octets(address.ip()), address.port()])?;
             }
             if let Some(verdicts) = &verdicts {
                 tx.execute("DELETE FROM verdict_address", [])?;
@@ -200,8 +207,10 @@ impl Pages {
         })?;
         for row in rows {
             let (address, port, text, pieces, bytes) = row?;
-            if let (Some(address), Ok(rating)) = (ip_of(&address), serde_json::from_str::<Rating>(&text)) {
-                let peer = SocketAddr::new(address, port);
+            let Some(address) = ip_of(&address) else { continue };
+            let peer = SocketAddr::new(address, port);
+            self.saved.insert(peer);
+            if let Ok(rating) = serde_json::from_str::<Rating>(&text) {
                 self.ratings.put(peer, rating);
                 self.given.insert(peer, Given { pieces: pieces.cast_unsigned(), bytes: bytes.cast_unsigned(), false_lists: 0 });
             }
@@ -385,6 +394,36 @@ mod tests {
         assert!(!pages.verdicts.address_is_out(liar.ip(), NOW_S + OUT_S_FIRST));
         assert!(pages.verdicts.key_is_out(&[7; 32], NOW_S + 1));
         assert!(!pages.verdicts.address_is_out(good.ip(), NOW_S));
+    }
+
+    /// A machine that meets many peers over the years must not keep a row of each.
+    #[test]
+    fn rows_of_forgotten_peers_are_deleted() {
+        use crate::swarm::rating::{RATINGS_MAX, UNUSED_S_MAX};
+        let dir = tempfile::tempdir().unwrap();
+        let db = Arc::new(NetDb::open(dir.path()).unwrap());
+        let rows = || -> i64 { db.db().reader().unwrap().query_row("SELECT count(*) FROM rating", [], |row| row.get(0)).unwrap() };
+        let open = |now_s| Book::open(Some(Arc::clone(&db)), now_s).unwrap();
+        let meet = |book: &Book, from: u32, count: u32, now_s: u64| {
+            for n in from..from + count {
+                let peer = SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + n), 9977));
+                let rating = book.lock().rating(peer, now_s);
+                book.lock().rate(peer, rating, 1, 1);
+            }
+            book.save(now_s).unwrap();
+        };
+        let max = u32::try_from(RATINGS_MAX).unwrap();
+        let book = open(NOW_S);
+        meet(&book, 0, max, NOW_S);
+        meet(&book, max, 10, NOW_S + 1);
+        assert_eq!(rows(), i64::from(max), "whom memory forgot");
+        drop(book);
+        let later = NOW_S + UNUSED_S_MAX + 10;
+        let book = open(later);
+        meet(&book, 0, 1, later);
+        assert_eq!(rows(), 1, "whom a restart found too old");
+        meet(&book, 1, 1, later + UNUSED_S_MAX + 1);
+        assert_eq!(rows(), 1, "who grew too old meanwhile");
     }
 
     /// Years of downloads must not become memory.

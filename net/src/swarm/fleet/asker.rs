@@ -1,7 +1,7 @@
 //! The side of who wants files: whom to ask, what to fetch from whom, and when to go to the mirror unasked.
 
 use super::coordinator::LEASE;
-use super::{BAD_MAX, GROUP_PIECES, GroupKey, MemberId, RANKS, Reply, View, Want, group_bits, groups, weight};
+use super::{BAD_MAX, GROUP_PIECES, GroupKey, MemberId, RANKS, Reply, SILENT_MAX, View, Want, group_bits, groups, weight};
 use crate::swarm::FileShape;
 use poolfs_core::Digest;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -118,6 +118,8 @@ struct Group {
     told: u16,
     /// Who has failed this machine here, and whom it does not know: told to the coordinator.
     bad: VecDeque<(SocketAddr, Instant)>,
+    /// Coordinators that have not answered, or cannot be asked: told too, so that nobody sends this machine there.
+    silent: VecDeque<(SocketAddr, Instant)>,
     mirror_bad: Option<Instant>,
 }
 
@@ -130,6 +132,8 @@ pub struct Asker {
     waiting: BTreeMap<(u64, GroupKey), (FileShape, u16)>,
     left: HashMap<Digest, u32>,
     down: HashMap<MemberId, Instant>,
+    /// Who did not answer as a coordinator: a busy machine, which may give pieces all the same.
+    silent: HashMap<MemberId, Instant>,
     passed_over: HashMap<MemberId, Instant>,
     /// Since when a coordinator's hints have brought nothing.
     in_vain: HashMap<MemberId, Instant>,
@@ -148,6 +152,7 @@ impl Asker {
             waiting: BTreeMap::new(),
             left: HashMap::new(),
             down: HashMap::new(),
+            silent: HashMap::new(),
             passed_over: HashMap::new(),
             in_vain: HashMap::new(),
             mirror_times: VecDeque::new(),
@@ -208,12 +213,13 @@ impl Asker {
     /// Takes the answer of a member to a want for this group.
     pub fn reply(&mut self, view: &View, from: MemberId, key: GroupKey, reply: &Reply, now: Instant) {
         self.down.remove(&from);
+        self.silent.remove(&from);
         let Some(group) = self.active.get_mut(&key) else { return };
         let Some(query) = group.query.take() else { return };
         // Who was asked before the one that answers has been silent for a second, twice asked.
         for silent in query.asked.iter().copied().take_while(|id| *id != from) {
-            if query.asked.contains(&from) && self.down.len() < FAILED_MAX {
-                self.down.insert(silent, now);
+            if query.asked.contains(&from) {
+                note(&mut self.silent, silent, now);
             }
         }
         group.silent_since = None;
@@ -221,12 +227,12 @@ impl Asker {
             let known = view.at(&contact).map(|member| member.id);
             // Only upwards and only twice: nobody can send us in a circle.
             let follow = known.filter(|id| weight(id, &key) > weight(&from, &key) && group.hops < SEE_MAX && *id != self.me);
-            let follow = follow.filter(|id| is_up(&self.down, &self.passed_over, *id, now));
+            let follow = follow.filter(|id| is_up([&self.down, &self.silent], &self.passed_over, *id, now));
             group.hops = group.hops.saturating_add(1);
             match follow {
                 Some(id) => group.seen = Some(id),
                 // Told so, it does not name it again.
-                None => group.note_bad(contact, now),
+                None => note_contact(&mut group.silent, SILENT_MAX, contact, now),
             }
             if group.hops <= 2 * SEE_MAX {
                 self.ask(view, key, now);
@@ -359,12 +365,7 @@ impl Asker {
 
     /// Notes that a request to a member failed: for a while it is down for this machine, whatever others say.
     pub fn member_failed(&mut self, member: MemberId, now: Instant) {
-        if self.down.len() >= FAILED_MAX {
-            self.down.retain(|_, at| now.saturating_duration_since(*at) < DOWN_FOR);
-        }
-        if self.down.len() < FAILED_MAX {
-            self.down.insert(member, now);
-        }
+        note(&mut self.down, member, now);
     }
 
     /// Acts on the time.
@@ -425,7 +426,9 @@ impl Asker {
 
     /// Whether a member has just failed to answer this machine.
     pub fn is_down(&self, member: MemberId, now: Instant) -> bool {
-        self.down.get(&member).is_some_and(|at| now.saturating_duration_since(*at) < DOWN_FOR)
+        [&self.down, &self.silent]
+            .iter()
+            .any(|missing| missing.get(&member).is_some_and(|at| now.saturating_duration_since(*at) < DOWN_FOR))
     }
 
     /// Until when `member` is passed over as a coordinator, if its hints have cost too much.
@@ -450,6 +453,7 @@ impl Asker {
                 fallback_at: None,
                 told: have,
                 bad: VecDeque::new(),
+                silent: VecDeque::new(),
                 mirror_bad: None,
             };
             self.active.insert(key, group);
@@ -459,7 +463,7 @@ impl Asker {
 
     /// The coordinators to ask, best first: live in the view, not down, not passed over.
     fn coordinators(&self, view: &View, key: &GroupKey, seen: Option<MemberId>, now: Instant) -> Vec<MemberId> {
-        let up = |id: &MemberId| is_up(&self.down, &self.passed_over, *id, now);
+        let up = |id: &MemberId| is_up([&self.down, &self.silent], &self.passed_over, *id, now);
         let ranked = view.ranked(key);
         let seen = seen.filter(|id| view.member(*id).is_some());
         let mut all: Vec<MemberId> = seen.into_iter().chain(ranked.iter().copied()).filter(up).collect();
@@ -502,18 +506,18 @@ impl Asker {
         let (Some(group), Some(mut want)) = (self.active.get_mut(&key), want) else { return };
         group.silent_since.get_or_insert(query.sent);
         let Some(next) = next.filter(|_| query.asked.len() < RANKS) else {
-            // Down they are for a while; the ones after them are asked at once.
+            // Passed over they are for a while; the ones after them are asked at once.
             group.query = None;
             group.seen = None;
-            query.asked.into_iter().for_each(|member| self.member_failed(member, now));
+            query.asked.into_iter().for_each(|member| note(&mut self.silent, member, now));
             return self.ask(view, key, now);
         };
         // So that the next one does not name the silent ones again.
         for silent in query.asked.iter().filter_map(|id| view.member(*id)) {
-            group.note_bad(silent.contact, now);
-            if !want.bad.contains(&silent.contact) {
-                want.bad.truncate(BAD_MAX - 1);
-                want.bad.push(silent.contact);
+            note_contact(&mut group.silent, SILENT_MAX, silent.contact, now);
+            if !want.silent.contains(&silent.contact) {
+                want.silent.truncate(SILENT_MAX - 1);
+                want.silent.push(silent.contact);
             }
         }
         let first = query.asked.first().copied();
@@ -527,12 +531,15 @@ impl Asker {
     fn wanted(&self, key: GroupKey, now: Instant) -> Option<Want> {
         let group = self.active.get(&key)?;
         let recent = |at: &Instant| now.saturating_duration_since(*at) < DOWN_FOR;
-        let bad = group.bad.iter().rev().filter(|(_, at)| recent(at)).map(|(contact, _)| *contact);
+        let told = |contacts: &VecDeque<(SocketAddr, Instant)>| -> Vec<SocketAddr> {
+            contacts.iter().rev().filter(|(_, at)| recent(at)).map(|(contact, _)| *contact).collect()
+        };
         Some(Want {
             key,
             size: group.shape.size,
             have: group.have,
-            bad: bad.take(BAD_MAX).collect(),
+            bad: told(&group.bad),
+            silent: told(&group.silent),
             mirror_bad: group.mirror_bad.as_ref().is_some_and(recent),
             mirror_pace: self.mirror_pace(now).filter(|pace| *pace >= MIRROR_PACE_TOLD),
         })
@@ -564,9 +571,28 @@ impl Asker {
     }
 }
 
-fn is_up(down: &HashMap<MemberId, Instant>, passed_over: &HashMap<MemberId, Instant>, id: MemberId, now: Instant) -> bool {
+/// Notes a member that failed in one way or another, as far as there is room.
+fn note(failed: &mut HashMap<MemberId, Instant>, member: MemberId, now: Instant) {
+    if failed.len() >= FAILED_MAX {
+        failed.retain(|_, at| now.saturating_duration_since(*at) < DOWN_FOR);
+    }
+    if failed.len() < FAILED_MAX {
+        failed.insert(member, now);
+    }
+}
+
+/// The newest last, each once.
+fn note_contact(contacts: &mut VecDeque<(SocketAddr, Instant)>, contacts_max: usize, contact: SocketAddr, now: Instant) {
+    contacts.retain(|(other, _)| *other != contact);
+    contacts.push_back((contact, now));
+    while contacts.len() > contacts_max {
+        contacts.pop_front();
+    }
+}
+
+fn is_up(missing: [&HashMap<MemberId, Instant>; 2], passed_over: &HashMap<MemberId, Instant>, id: MemberId, now: Instant) -> bool {
     let past = |at: Option<&Instant>, lasts| at.is_none_or(|at| now.saturating_duration_since(*at) >= lasts);
-    past(down.get(&id), DOWN_FOR) && past(passed_over.get(&id), PASSED_OVER_FOR)
+    missing.iter().all(|missing| past(missing.get(&id), DOWN_FOR)) && past(passed_over.get(&id), PASSED_OVER_FOR)
 }
 
 impl Group {
@@ -589,11 +615,7 @@ impl Group {
     }
 
     fn note_bad(&mut self, contact: SocketAddr, now: Instant) {
-        self.bad.retain(|(bad, _)| *bad != contact);
-        self.bad.push_back((contact, now));
-        while self.bad.len() > BAD_MAX {
-            self.bad.pop_front();
-        }
+        note_contact(&mut self.bad, BAD_MAX, contact, now);
     }
 
     /// To the mirror unasked, after a delay that grows with the fleet.

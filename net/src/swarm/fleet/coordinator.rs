@@ -201,6 +201,11 @@ pub struct Coordinator {
     dirty: Vec<GroupKey>,
 }
 
+/// Whether the asker has not reached this coordinator.
+fn unreached(want: &Want, member: &Member) -> bool {
+    want.silent.contains(&member.contact) || want.bad.contains(&member.contact)
+}
+
 impl Coordinator {
     /// Nothing is known.
     pub fn new(me: MemberId) -> Self {
@@ -283,8 +288,8 @@ impl Coordinator {
         if all == 0 {
             return Answer::Ignored;
         }
-        let unreached = match self.greater(view, want, local) {
-            Some(first) if !want.bad.contains(&first.contact) => {
+        let first_is_unreached = match self.greater(view, want, local) {
+            Some(first) if !unreached(want, first) => {
                 return Answer::Now(Reply { see: Some(first.contact), ..Reply::default() });
             }
             greater => greater.is_some(),
@@ -309,7 +314,7 @@ impl Coordinator {
             group.entries[own].have |= own_have & all;
         }
         let at = group.entry(asker);
-        if unreached {
+        if first_is_unreached {
             group.entries[at].defer_until.get_or_insert(now + DEFER);
         }
         let took = group.heard(at, want, now);
@@ -400,7 +405,7 @@ impl Coordinator {
             let above = ranked.iter().take_while(|id| **id != self.me && weight(id, &want.key) > mine);
             above.filter(|id| !(local.down)(**id)).filter_map(|id| view.member(*id))
         };
-        above().find(|member| !want.bad.contains(&member.contact)).or_else(|| above().next())
+        above().find(|member| !unreached(want, member)).or_else(|| above().next())
     }
 
     fn pace_told(&mut self, by: MemberId, pace: Option<Duration>, now: Instant) {
@@ -421,7 +426,7 @@ impl Coordinator {
             leases: vec![Vec::new(); all.count_ones() as usize],
             wanted: now,
             freed: None,
-            refilled: if want.bad.is_empty() { now } else { now + REFILL },
+            refilled: if want.bad.is_empty() && want.silent.is_empty() { now } else { now + REFILL },
             held: VecDeque::new(),
             dirty: false,
         };

@@ -405,7 +405,7 @@ fn partial_holders_give_what_they_have() {
 fn who_has_nothing_left_keeps_nobody_waiting() {
     let mut have = Bits::none(12);
     (0..4).for_each(|piece| have.set(piece));
-    let slow = peer(RATE / 20.0);
+    let slow = peer(RATE / 10.0);
     let ended = sim(12, vec![Model { have: Some(have), ..peer(50.0 * RATE) }, slow.clone()]).run();
     let alone = sim(8, vec![slow]).run();
     assert_eq!(ended.pieces(), [4, 8]);

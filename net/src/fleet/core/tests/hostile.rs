@@ -10,7 +10,7 @@ fn answers(core: &mut Core, from: SocketAddr, bytes: &[u8], now: Instant) -> usi
 
 fn want_of(shape: &FileShape) -> Ask {
     let key = GroupKey { digest: shape.digest, group: 0 };
-    Ask::Want(Want { key, size: shape.size, have: 0, bad: Vec::new(), mirror_bad: false, mirror_pace: None })
+    Ask::Want(Want { key, size: shape.size, have: 0, bad: Vec::new(), silent: Vec::new(), mirror_bad: false, mirror_pace: None })
 }
 
 /// A file of one piece whose coordinator `fits`.

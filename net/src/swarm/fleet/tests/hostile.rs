@@ -111,7 +111,7 @@ fn see_is_followed_upwards_only() {
     asker.want(file(0, 1_000), |_| false);
     asker.tick(&view, now);
     let to = |asker: &mut Asker| match asker.poll() {
-        Some(AskDo::Want { to, want }) => Some((to, want.bad)),
+        Some(AskDo::Want { to, want }) => Some((to, want.silent)),
         _ => None,
     };
     assert_eq!(to(&mut asker).unwrap().0, ranked[0]);
@@ -123,6 +123,28 @@ fn see_is_followed_upwards_only() {
     }
     let more = std::iter::from_fn(|| to(&mut asker)).count();
     assert!(more <= 3, "{more} datagrams for a coordinator that sends us in circles");
+}
+
+/// A coordinator that is slow to answer is passed over as one for a while, and nothing more: pieces are still taken from it, or a busy
+/// machine that has everything would send its whole fleet to the mirror.
+#[test]
+fn a_silent_coordinator_may_give() {
+    let view = view_of(0..5);
+    let key = GroupKey { digest: file(0, 1_000).digest, group: 0 };
+    let ranked: Vec<MemberId> = view.ranked(&key).to_vec();
+    let now = Instant::now();
+    let mut asker = Asker::new(*ranked.last().unwrap(), 1);
+    asker.want(file(0, 1_000), |_| false);
+    asker.tick(&view, now);
+    asker.tick(&view, now + Duration::from_secs(1));
+    let wants: Vec<_> = std::iter::from_fn(|| asker.poll()).collect();
+    let silent = view.member(ranked[0]).unwrap().contact;
+    let Some(AskDo::Want { to, want }) = wants.last() else { panic!("{wants:?}") };
+    assert_eq!((*to, &want.silent, &want.bad), (ranked[1], &vec![silent], &vec![]));
+    asker.reply(&view, ranked[1], key, &Reply { from: vec![(silent, 1)], ..Reply::default() }, now + Duration::from_secs(1));
+    let next = asker.poll();
+    assert!(matches!(next, Some(AskDo::Fetch { piece: 0, from: Origin::Member(member), .. }) if member == ranked[0]), "{next:?}");
+    assert!(asker.is_down(ranked[0], now + Duration::from_secs(2)), "as a coordinator nobody is sent there");
 }
 
 /// All coordinators silent: after five seconds and a delay of its own each machine goes to the mirror.
@@ -146,7 +168,7 @@ fn the_mirror_fails_one_member() {
     let at = |nth: usize| view.member(ranked[nth]).unwrap();
     let mut coordinator = Coordinator::new(ranked[0]);
     let now = Instant::now();
-    let want = |mirror_bad| Want { key, size: shape.size, have: 0, bad: Vec::new(), mirror_bad, mirror_pace: None };
+    let want = |mirror_bad| Want { key, size: shape.size, have: 0, bad: Vec::new(), silent: Vec::new(), mirror_bad, mirror_pace: None };
     let take = Answer::Now(Reply { take: Some((1, Duration::from_secs(5))), ..Reply::default() });
     assert_eq!(coordinator.want(&view, at(1), &want(false), &local(0), now), take);
     assert_eq!(coordinator.want(&view, at(2), &want(false), &local(0), now), Answer::Held);

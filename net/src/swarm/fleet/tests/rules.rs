@@ -29,7 +29,7 @@ impl Table {
     }
 
     fn ask_with(&mut self, asker: usize, have: u16, bad: Vec<SocketAddr>) -> Answer {
-        let want = Want { key: self.key, size: self.size, have, bad, mirror_bad: false, mirror_pace: None };
+        let want = Want { key: self.key, size: self.size, have, bad, silent: Vec::new(), mirror_bad: false, mirror_pace: None };
         self.coordinator.want(&self.view, &self.askers[asker], &want, &local(0), self.now)
     }
 
@@ -234,7 +234,8 @@ fn who_is_not_first_names_who_is() {
 fn the_coordinator_is_a_holder_too() {
     let mut table = table(3);
     let me = table.view.ranked(&table.key)[0];
-    let want = Want { key: table.key, size: table.size, have: 0xfffe, bad: Vec::new(), mirror_bad: false, mirror_pace: None };
+    let want =
+        Want { key: table.key, size: table.size, have: 0xfffe, bad: Vec::new(), silent: Vec::new(), mirror_bad: false, mirror_pace: None };
     let answer = table.coordinator.want(&table.view, &table.askers[0], &want, &local(0xffff), table.now);
     assert_eq!(named(&answer), [(table.view.member(me).unwrap().contact, 1)]);
 }
@@ -253,6 +254,7 @@ fn memory_is_bounded() {
             size: 1_000,
             have: 0,
             bad: Vec::new(),
+            silent: Vec::new(),
             mirror_bad: false,
             mirror_pace: None,
         };
@@ -265,6 +267,7 @@ fn memory_is_bounded() {
         size: 10,
         have: 0xffff,
         bad: Vec::new(),
+        silent: Vec::new(),
         mirror_bad: false,
         mirror_pace: None,
     };
