@@ -52,6 +52,10 @@ pub const OVERDUE_MEDIANS: u32 = 4;
 /// A request is given up after so many times the time at which it is overdue.
 const GIVE_UP_OVERDUES: u32 = 4;
 
+/// A request that is being answered and that nobody else could answer is given up after this: on a slow line each piece takes
+/// long, and asking for it again takes longer.
+const GIVE_UP_ALONE: Duration = Duration::from_secs(60);
+
 /// A source that was overdue this often has one piece in flight.
 const OVERDUE_COUNT_MAX: u32 = 3;
 
@@ -162,6 +166,8 @@ struct Flight {
     expected: Duration,
     first_byte: Option<Instant>,
     overdue: bool,
+    /// Not given up before: nobody else could bring the piece.
+    spared_until: Option<Instant>,
     /// Another source has brought the piece.
     lost_at: Option<Instant>,
 }
@@ -404,11 +410,14 @@ impl Schedule {
             }
             if flight.lost_at.is_some_and(|at| turn.now >= at + LOSER_STAYS) {
                 over.push((flight.id, true));
-            } else if age >= overdue * GIVE_UP_OVERDUES {
+            } else if age >= overdue * GIVE_UP_OVERDUES && flight.spared_until.is_none_or(|until| turn.now >= until) {
                 over.push((flight.id, false));
             }
         }
         for (id, lost) in over {
+            if !lost && self.spare(id, turn.now) {
+                continue;
+            }
             if let Some(flight) = self.take(id) {
                 self.todo.push_back(Do::Abort(id));
                 if lost {
@@ -421,12 +430,25 @@ impl Schedule {
         self.pump(turn);
     }
 
+    /// Lets a request go on that is being answered, if nobody else is there for its piece; `false`: it is to be given up.
+    fn spare(&mut self, id: FlightId, now: Instant) -> bool {
+        let Some(at) = self.flights.iter().position(|flight| flight.id == id) else { return false };
+        let Flight { source, piece, started, first_byte, .. } = self.flights[at];
+        let other = |at: usize| source_id(at) != source && self.is_choice(at) && self.is_usable(source_id(at), now);
+        let alone = self.blame.needs(piece) && !(0..self.known.len()).any(|at| other(at) && self.blame.may_ask(source_id(at), piece));
+        let spared = alone && first_byte.is_some() && now < started + GIVE_UP_ALONE;
+        if spared {
+            self.flights[at].spared_until = Some((now + OVERDUE_MIN).min(started + GIVE_UP_ALONE));
+        }
+        spared
+    }
+
     /// When [`Self::tick`] is to be called at the latest, a time that is past: now; `None`: nothing depends on time.
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
         let overdue = self.overdue_after();
         let of_flight = |flight: &Flight| {
             let age = if flight.overdue { overdue * GIVE_UP_OVERDUES } else { overdue };
-            let end = flight.started + age;
+            let end = flight.spared_until.unwrap_or(flight.started + age);
             flight.lost_at.map_or(end, |at| end.min(at + LOSER_STAYS))
         };
         let flights = self.flights.iter().map(of_flight);
@@ -646,8 +668,17 @@ impl Schedule {
         self.next_flight += 1;
         let bytes = u64::from(self.shape.piece_len(ask.piece)) + u64::from(self.in_flight(ask.source)) * u64::from(self.shape.piece_bytes);
         let expected = self.known[ask.source.index()].rating.expected(bytes);
-        let flight =
-            Flight { id, source: ask.source, piece: ask.piece, started: now, expected, first_byte: None, overdue: false, lost_at: None };
+        let flight = Flight {
+            id,
+            source: ask.source,
+            piece: ask.piece,
+            started: now,
+            expected,
+            first_byte: None,
+            overdue: false,
+            spared_until: None,
+            lost_at: None,
+        };
         self.flights.push(flight);
         self.todo.push_back(Do::Fetch { flight: id, source: ask.source, piece: ask.piece });
     }

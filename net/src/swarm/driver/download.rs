@@ -7,7 +7,7 @@ use super::outlet::Outlet;
 use super::stream::Here;
 use super::{Giver, Swarm, SwarmError, SwarmWant, now_s, std_now};
 use crate::fleet::FleetDownload;
-use crate::mirror::{RangeError, RangedFile};
+use crate::mirror::{Mirror, RangeError, RangedFile};
 use crate::peer::{Partial, PeerClient, PeerError, PeerPiece};
 use crate::swarm::bits::Bits;
 use crate::swarm::blame::{Give, HashDone, HashJob, NotHad, OutReason, Outcome, Turn};
@@ -74,6 +74,12 @@ enum Event {
     Hashed(HashDone),
 }
 
+/// When the first byte of an answer came.
+type FirstByte = Arc<OnceLock<Instant>>;
+
+/// Tries of one range at the mirror before it counts as a failure: a kept connection that breaks says nothing of the mirror.
+const MIRROR_TRIES_MAX: u32 = 3;
+
 /// A part of a piece on its way out.
 struct Part {
     index: u32,
@@ -128,7 +134,7 @@ pub(super) struct Download<'a, 'b, T> {
     /// Handed over, perhaps not yet in the incoming file: piece, version and the number of its delivery.
     unsettled: VecDeque<(u32, Digest, u64)>,
     tasks: JoinSet<Event>,
-    flights: HashMap<FlightId, (AbortHandle, SourceId, u32)>,
+    flights: HashMap<FlightId, (AbortHandle, SourceId, u32, FirstByte)>,
     pub(super) hunt: Hunt,
     pub(super) hunting: bool,
     pub(super) told: Told<'a>,
@@ -285,6 +291,9 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                     }
                 },
                 () = sleep_until(timeout.unwrap_or_else(std_now).into()), if room && timeout.is_some() => {
+                    let first: Vec<(FlightId, Instant)> =
+                        self.flights.iter().filter_map(|(id, (.., first))| Some((*id, *first.get()?))).collect();
+                    first.into_iter().for_each(|(id, at)| self.schedule.first_byte(id, at));
                     self.turn(|schedule, turn| schedule.tick(turn));
                 }
             }
@@ -341,7 +350,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             match action {
                 Do::Fetch { flight, source, piece } => self.fetch(flight, source, piece),
                 Do::Abort(flight) => {
-                    if let Some((handle, _, piece)) = self.flights.remove(&flight) {
+                    if let Some((handle, _, piece, _)) = self.flights.remove(&flight) {
                         handle.abort();
                         let needed = self.schedule.blame().needs(piece);
                         self.answered(flight, needed.then_some(Failure::Slow));
@@ -379,7 +388,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
     fn fetch(&mut self, flight: FlightId, source: SourceId, piece: u32) {
         let shape = self.shape;
         let first = Arc::new(OnceLock::new());
-        let told = Arc::clone(&first);
+        let (told, came) = (Arc::clone(&first), Arc::clone(&first));
         let first_byte = move || {
             told.get_or_init(std_now);
         };
@@ -399,7 +408,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 self.tasks.spawn(async move {
                     let Some(ranged) = ranged else { return done(Err((Failure::Gone, None))) };
                     let span = piece::span(u64::from(piece), shape.size, shape.piece_bytes);
-                    let result = mirror.range(&ranged, span, first_byte).await;
+                    let result = mirror_range(&mirror, &ranged, &span, first_byte).await;
                     let given = result.map(|(bytes, digest)| PeerPiece { bytes, digest, arriving: false });
                     done(given.map_err(|error| match error {
                         RangeError::Out(why) => {
@@ -412,13 +421,13 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             }
             Whom::Here => return,
         };
-        self.flights.insert(flight, (handle, source, piece));
+        self.flights.insert(flight, (handle, source, piece, came));
     }
 
     fn happened(&mut self, event: Event) {
         match event {
             Event::Piece { flight, first_byte, result } => {
-                let Some((_, source, piece)) = self.flights.remove(&flight) else { return };
+                let Some((_, source, piece, _)) = self.flights.remove(&flight) else { return };
                 match result {
                     Ok(PeerPiece { bytes, digest, arriving }) => {
                         if arriving {
@@ -619,6 +628,25 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         // Two versions of one piece from one source need no truth.
         for contact in std::mem::take(&mut self.contradictors).into_iter().filter(|source| self.vouches(*source)) {
             self.peer(contact).into_iter().for_each(|peer| book.bad(peer, self.shape.digest, 1, now_s()));
+        }
+    }
+}
+
+/// A range of the mirror's, asked for again where the connection broke or another URL is next.
+pub(super) async fn mirror_range(
+    mirror: &Mirror,
+    ranged: &RangedFile,
+    span: &std::ops::Range<u64>,
+    first_byte: impl Fn() + Send + Sync,
+) -> Result<(OwnedFd, Digest), RangeError> {
+    let mut tries = MIRROR_TRIES_MAX;
+    loop {
+        tries -= 1;
+        match mirror.range(ranged, span.clone(), &first_byte).await {
+            Err(RangeError::Again(why)) if tries > 0 => {
+                tracing::debug!(why, tries, "asked of the mirror again");
+            }
+            result => return result,
         }
     }
 }

@@ -500,6 +500,17 @@ fn a_faulty_peer_delays_by_one_deadline() {
     }
 }
 
+/// On a slow line every piece takes longer than a stalled one is waited for. Where nobody else has it, giving it up would be giving
+/// up the file: a fleet's machine with a slow line would tell everybody that the mirror is out.
+#[test]
+fn a_slow_line_is_no_reason_to_give_up() {
+    let ended = sim(4, vec![mirror(RATE / 50.0)]).run();
+    assert!(ended.result.is_ok(), "{:?}", ended.result);
+    assert_eq!(ended.fetched.len(), 4, "each piece is asked for once: {:?}", ended.fetched);
+    let ended = sim(1, vec![Model { fault: Fault::Drips, ..mirror(RATE) }]).run();
+    assert_eq!(ended.result, Err(NotHad::NoSource(0)), "but not for ever");
+}
+
 /// A source three times overdue has one piece in flight, though a file credited it once.
 #[test]
 fn three_times_overdue_is_one_in_flight() {

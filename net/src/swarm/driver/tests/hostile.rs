@@ -14,11 +14,17 @@ async fn a_faulty_peer_costs_the_mirrors_own_time() {
     for fault in [Fault::Stalls, Fault::Drips, Fault::Resets, Fault::Twice, Fault::Short, Fault::OtherRange, Fault::Whole] {
         let faulty = FakePeer::start(&file, fault.clone()).await;
         let mirror = TestServer::start(MirrorFault::None, &file).await;
-        let lab = Lab::new(&[&faulty]);
-        let got = lab.right(&file, &[mirror.url()]).await;
-        assert_eq!((got.given_by(&faulty), got.mirrored()), (0, 12), "{fault:?}");
+        // The mirror may be done before anybody else is asked: then it is tried again.
+        for _ in 0..50 {
+            let lab = Lab::new(&[&faulty]);
+            let got = lab.right(&file, &[mirror.url()]).await;
+            assert_eq!((got.given_by(&faulty), got.mirrored()), (0, 12), "{fault:?}");
+            assert!(lab.bad_addresses().is_empty(), "{fault:?}");
+            if faulty.pieces() > 0 {
+                break;
+            }
+        }
         assert!(faulty.pieces() > 0, "{fault:?}: nobody asked it");
-        assert!(lab.bad_addresses().is_empty(), "{fault:?}");
     }
 }
 
@@ -175,4 +181,17 @@ async fn corrections_are_handed_over_a_few_at_a_time() {
     let corrected = given.iter().filter(|times| **times > 1).count();
     assert!(corrected > 60, "the liar gave {corrected} pieces only: nothing was tried");
     assert!(most <= 50, "{most} pieces in memory");
+}
+
+/// One connection that breaks is tried again here: told as a failure it would put the mirror out for a fleet's whole group, and the
+/// machine would wait for others in vain.
+#[tokio::test]
+async fn a_mirrors_broken_connection_is_no_failure() {
+    let file = file();
+    let mirror = TestServer::start(MirrorFault::Reset { after: 1000, times: 1 }, &file).await;
+    let url = MirrorUrl { url: mirror.url(), proxy: None, immutable: true, private: false };
+    let ranged = crate::mirror::RangedFile::new(Digest::of(&file), file.len() as u64, vec![url]);
+    let span = PIECE as u64..2 * PIECE as u64;
+    let (_, digest) = download::mirror_range(&Mirror::new(MirrorLimits::default()), &ranged, &span, || {}).await.unwrap();
+    assert_eq!((digest, mirror.seen().len()), (Digest::of(&file[PIECE..2 * PIECE]), 2));
 }
