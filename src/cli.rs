@@ -25,7 +25,7 @@ pub struct Common {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Mount the configured directories and serve them
-    #[command(after_help = "Examples:\n  poolfs up\n  poolfs up --config ./poolfs.toml --foreground")]
+    #[command(after_help = "Examples:\n  poolfs up\n  poolfs up --config ./poolfs.toml --foreground\n\nExit codes: 0 mounted (in the foreground: ended cleanly), 1 error")]
     Up {
         /// Which configuration
         #[command(flatten)]
@@ -35,13 +35,14 @@ pub enum Command {
         foreground: bool,
     },
     /// Unmount everything and end the daemon; the directories are plain again
+    #[command(after_help = "It waits 30 s for an apt that runs.\n\nExit codes: 0 unmounted and ended, 1 error")]
     Down {
         /// Which configuration
         #[command(flatten)]
         common: Common,
     },
     /// Mount one directory, by the daemon that runs or a new one
-    #[command(after_help = "Examples:\n  poolfs mount archives /var/cache/apt/archives\n  poolfs mount archives /mnt -o ro,browse")]
+    #[command(after_help = "Examples:\n  poolfs mount archives /var/cache/apt/archives\n  poolfs mount archives /mnt -o ro,browse\n\nExit codes: 0 mounted, 1 error")]
     Mount {
         /// What the directory is to apt: archives or lists
         #[arg(value_parser = role)]
@@ -59,6 +60,7 @@ pub enum Command {
         foreground: bool,
     },
     /// Show what is mounted, what is here and where it came from
+    #[command(after_help = "Examples:\n  poolfs status\n  poolfs status --json | jq .bytes\n\nExit codes: 0 shown, 1 error, also where no daemon answers")]
     Status {
         /// Which configuration
         #[command(flatten)]
@@ -68,6 +70,7 @@ pub enum Command {
         json: bool,
     },
     /// Show the peers that gave files: rate, failures, pieces, and what was proved of them
+    #[command(after_help = "Examples:\n  poolfs peers\n\nExit codes: 0 shown, 1 error")]
     Peers {
         /// Which configuration
         #[command(flatten)]
@@ -77,7 +80,7 @@ pub enum Command {
         json: bool,
     },
     /// Show where a file came from: digest, sharing, and which piece came from whom
-    #[command(after_help = "Examples:\n  poolfs why /var/cache/apt/archives/hello_2.10-3_amd64.deb")]
+    #[command(after_help = "Examples:\n  poolfs why /var/cache/apt/archives/hello_2.10-3_amd64.deb\n\nExit codes: 0 shown, 1 error, also where no such file is here")]
     Why {
         /// A file below a mount, or a digest
         file: PathBuf,
@@ -89,6 +92,7 @@ pub enum Command {
         json: bool,
     },
     /// Show downloads in progress until interrupted
+    #[command(after_help = "Examples:\n  poolfs watch\n\nExit codes: 1 when the daemon ends; an interrupt ends it otherwise")]
     Watch {
         /// Which configuration
         #[command(flatten)]
@@ -98,6 +102,9 @@ pub enum Command {
         json: bool,
     },
     /// Read every file and check every block
+    #[command(
+        after_help = "Examples:\n  poolfs verify\n  poolfs verify --repair\n\nExit codes: 0 every block is right, 1 error, 2 damage is left"
+    )]
     Verify {
         /// Which configuration
         #[command(flatten)]

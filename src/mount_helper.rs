@@ -34,9 +34,23 @@ const DAEMON_WAIT: Duration = Duration::from_secs(30);
 /// Between two tries to reach it.
 const TRY_EVERY: Duration = Duration::from_millis(50);
 
+/// For people who ask the helper itself; its man page has it too.
+const HELP: &str = "\
+Options:
+  ro, rw                           read-only, or not; a remount may change it
+  browse                           list every package that exists; needs ro, and a directory of its own
+  nosuid, nodev, noexec, noatime   as for every file system
+  config=FILE                      the daemon's configuration [default: /etc/poolfs/poolfs.toml]
+  those of mount(8) and systemd    defaults, noauto, nofail, x-systemd.* and so on are accepted
+
+Example of /etc/fstab:
+  archives  /var/cache/apt/archives  poolfs  nofail,x-systemd.before=apt-daily.service  0 0
+
+Exit codes: 0 mounted, 1 wrong call, option or configuration, or not root, 2 no daemon could be started or reached in time, 32 it could not be mounted";
+
 /// Mounts one of apt's directories, called by mount(8)
 #[derive(Debug, Parser)]
-#[command(name = "mount.poolfs", version)]
+#[command(name = "mount.poolfs", version, after_help = HELP)]
 pub struct Args {
     /// What the directory is to apt: archives or lists
     what: PathBuf,
