@@ -316,6 +316,7 @@ fn tidy(daemon: &Daemon) {
         tracing::error!("{err}");
         daemon.background_problems.lock().push(err.to_string());
     }
+    let mut any_adopted = false;
     for (digest, _) in daemon.objects.unrecorded() {
         // What the catalog does not name is of no use to anybody else.
         let kind = match daemon.catalog.by_digest(&digest) {
@@ -328,11 +329,17 @@ fn tidy(daemon: &Daemon) {
         };
         // It is judged with everything else.
         match daemon.objects.adopt(&digest, kind, Sharing::LocalOnly) {
-            Ok(adopted) => tracing::info!(%digest, adopted, "an object without a record"),
+            Ok(adopted) => {
+                any_adopted |= adopted;
+                tracing::info!(%digest, adopted, "an object without a record");
+            }
             Err(err) => tracing::warn!(%digest, "an object without a record: {err}"),
         }
     }
-    daemon.mounts.lock().refresher().request(Vanished::Keep);
+    // A second reading of the lists has nothing to say of those that it finds unchanged: their problems would be forgotten.
+    if any_adopted {
+        daemon.mounts.lock().refresher().request(Vanished::Keep);
+    }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let before = i64::try_from(now.saturating_sub(INCOMING_KEPT).as_secs()).unwrap_or_default();
     match daemon.incoming.discard_older(before) {
