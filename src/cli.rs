@@ -25,7 +25,9 @@ pub struct Common {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Mount the configured directories and serve them
-    #[command(after_help = "Examples:\n  poolfs up\n  poolfs up --config ./poolfs.toml --foreground\n\nExit codes: 0 mounted (in the foreground: ended cleanly), 1 error")]
+    #[command(
+        after_help = "Examples:\n  poolfs up\n  poolfs up --config ./poolfs.toml --foreground\n\nExit codes: 0 mounted (in the foreground: ended cleanly), 1 error"
+    )]
     Up {
         /// Which configuration
         #[command(flatten)]
@@ -42,7 +44,9 @@ pub enum Command {
         common: Common,
     },
     /// Mount one directory, by the daemon that runs or a new one
-    #[command(after_help = "Examples:\n  poolfs mount archives /var/cache/apt/archives\n  poolfs mount archives /mnt -o ro,browse\n\nExit codes: 0 mounted, 1 error")]
+    #[command(
+        after_help = "Examples:\n  poolfs mount archives /var/cache/apt/archives\n  poolfs mount archives /mnt -o ro,browse\n\nExit codes: 0 mounted, 1 error"
+    )]
     Mount {
         /// What the directory is to apt: archives or lists
         #[arg(value_parser = role)]
@@ -60,7 +64,9 @@ pub enum Command {
         foreground: bool,
     },
     /// Show what is mounted, what is here and where it came from
-    #[command(after_help = "Examples:\n  poolfs status\n  poolfs status --json | jq .bytes\n\nExit codes: 0 shown, 1 error, also where no daemon answers")]
+    #[command(
+        after_help = "Examples:\n  poolfs status\n  poolfs status --json | jq .bytes\n\nExit codes: 0 shown, 1 error, also where no daemon answers"
+    )]
     Status {
         /// Which configuration
         #[command(flatten)]
@@ -80,7 +86,9 @@ pub enum Command {
         json: bool,
     },
     /// Show where a file came from: digest, sharing, and which piece came from whom
-    #[command(after_help = "Examples:\n  poolfs why /var/cache/apt/archives/hello_2.10-3_amd64.deb\n\nExit codes: 0 shown, 1 error, also where no such file is here")]
+    #[command(
+        after_help = "Examples:\n  poolfs why /var/cache/apt/archives/hello_2.10-3_amd64.deb\n\nExit codes: 0 shown, 1 error, also where no such file is here"
+    )]
     Why {
         /// A file below a mount, or a digest
         file: PathBuf,

@@ -42,6 +42,12 @@ fn man_pages_render_without_warnings() {
         .ok();
         assert_eq!(rendered.err, "", "{page}: {rendered}");
     }
+    for page in pages.iter().filter(|page| {
+        !["poolfs.1", "poolfs-dht.1", "poolfs-config.1", "poolfs-dht-status.1", "poolfs-dht-node.1", "poolfs.toml.5"]
+            .contains(&page.as_str())
+    }) {
+        assert!(fs::read_to_string(dir.join("man").join(page)).unwrap().contains("Exit codes"), "{page} has no exit codes");
+    }
     let configuration = fs::read_to_string(dir.join("man/poolfs.toml.5")).unwrap();
     for key in ["upload_bytes_s", "lazy_archives", "key_file"] {
         assert!(configuration.contains(key), "{key}");
