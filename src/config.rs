@@ -145,6 +145,11 @@ pub struct Apt {
     /// Repositories and packages whose files never leave this machine, as [`Pattern`]s.
     #[serde(deserialize_with = "patterns")]
     pub private: Vec<Pattern>,
+    /// Files or URLs of advisories.
+    #[serde(deserialize_with = "advisories")]
+    pub advisories: Vec<String>,
+    /// Whether what nothing fixes yet is kept from strangers too.
+    pub advisories_unfixed: bool,
 }
 
 impl Apt {
@@ -473,6 +478,14 @@ fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pattern>, 
     Vec::<String>::deserialize(deserializer)?.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
 }
 
+fn advisories<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let all = Vec::<String>::deserialize(deserializer)?;
+    match all.iter().find(|one| !one.starts_with('/') && !crate::advisories::is_url(one)) {
+        Some(one) => Err(de::Error::custom(format!("`{one}` is neither a path from / nor an http: or https: URL"))),
+        None => Ok(all),
+    }
+}
+
 fn host_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let all = Vec::<String>::deserialize(deserializer)?;
     for one in &all {
@@ -506,6 +519,7 @@ mod tests {
             "[apt]\nprivate = [\"repo.example\"]\n",
             "2: `repo.example` is no pattern: write origin=, suite=, component=, url= or package= before what is meant",
         );
+        check("[apt]\nadvisories = [\"json\"]\n", "2: `json` is neither a path from / nor an http: or https: URL");
         check("[net]\nbootstrap = [\"host\"]\n", "2: `host` is not HOST:PORT");
         check("mount = []\n", "1: no [[mount]] is configured: leave the section out for apt's two directories, or name at least one");
         check("[[mount]]\nrole = \"lists\"\npath = \"x\"\n", "1: mount path x is not absolute: write it from /");
@@ -590,6 +604,8 @@ mod tests {
             sources = ["/x"]
             config = "/y"
             private = ["origin=ACME,package=acme-*"]
+            advisories = ["/z", "https://example.org/json"]
+            advisories_unfixed = true
             [fs]
             lazy_archives = false
             threads = 3

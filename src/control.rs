@@ -149,6 +149,9 @@ pub struct Status {
     /// What was given to peers since the start.
     #[serde(default)]
     pub uploaded: Uploaded,
+    /// Files of advisories, a line each: issues, age, and what is wrong.
+    #[serde(default)]
+    pub advisories: Vec<String>,
     /// What is wrong with apt's lists or configuration, the network or the database, a line each with its remedy.
     pub problems: Vec<String>,
 }

@@ -6,6 +6,7 @@
 
 mod requests;
 
+use crate::advisories::{self, AdvisoryKeeper};
 use crate::apt_names::AptNames;
 use crate::bridge::NetSource;
 use crate::config::{self, Config};
@@ -76,6 +77,7 @@ struct Daemon {
     joining: tokio::sync::Mutex<Joining>,
     shelf: Arc<StoreShelf>,
     names: Arc<AptNames>,
+    advisories: Arc<AdvisoryKeeper>,
     /// What was found wrong behind the start: files that could not be read or recorded, a damaged database.
     background_problems: Mutex<Vec<String>>,
     /// The network's node; `None` where it could not be started.
@@ -120,7 +122,7 @@ async fn serve_here(config: Config) -> Result<()> {
         let refresher = Arc::clone(daemon.mounts.lock().refresher());
         let (store, catalog) = (Arc::clone(&daemon.store), Arc::clone(&daemon.catalog));
         net.announce(Arc::clone(&store), &daemon.config.net, &daemon.config.fleet, &refresher.judged());
-        net.judge(ListsAge { catalog, store, refresher });
+        net.judge(ListsAge { catalog, store, refresher: Arc::clone(&refresher) }, Arc::clone(&daemon.advisories), refresher);
     }
     let mut ended = daemon.mounts.lock().ended();
     daemon.report_mounted(|_| true)?;
@@ -202,6 +204,9 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
     let catalog = Arc::new(Catalog::open(Arc::clone(store.db()), apt)?);
     let runtime = tokio::runtime::Handle::current();
     let mirror = Arc::new(Mirror::new(mirror_limits(&config.mirror)));
+    let advisories = AdvisoryKeeper::new(&config.apt, &config.store.state_dir, Arc::clone(&catalog), Arc::clone(&mirror));
+    // Before anything is judged.
+    advisories.read();
     let swarm = net.swarm(mirror, &config)?;
     let source: Arc<dyn Source> = Arc::new(NetSource::new(Arc::clone(&swarm), runtime.clone()));
     let fetcher = Fetcher::new(Arc::clone(&incoming), Arc::clone(&source), runtime.clone(), FetchLimits::default());
@@ -238,6 +243,7 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
         joining: tokio::sync::Mutex::new(Joining { places: prepared.places, ending: false }),
         shelf,
         names,
+        advisories,
         background_problems: Mutex::new(net.problems().to_vec()),
         node: net.node().cloned(),
         fleet: net.fleet().cloned(),
@@ -479,6 +485,7 @@ impl Daemon {
             node,
             fleet_members: self.fleet.as_ref().map_or(0, |fleet| fleet.members() + 1),
             uploaded: self.server.as_ref().map(uploaded).unwrap_or_default(),
+            advisories: self.advisories.shown().iter().map(advisories::line).collect(),
             problems: self.names.problems().into_iter().chain(self.background_problems.lock().iter().cloned()).collect(),
         })
     }

@@ -1,6 +1,7 @@
 //! `poolfs`: a FUSE filesystem over apt's caches whose files arrive from peers.
 #![allow(unreachable_pub, reason = "a binary has no public interface: pub marks what its other modules use")]
 
+mod advisories;
 mod announcer;
 #[allow(dead_code, reason = "used where the daemon wires its parts")]
 mod apt_names;

@@ -3,6 +3,7 @@
 //! It is there for the mounts, never the other way round: what goes wrong here is a line in the status, and the files come
 //! from the mirror. It begins before the mounts, so that their source may ask it, and ends after them.
 
+use crate::advisories::AdvisoryKeeper;
 use crate::announcer::{Announcer, Arriving};
 use crate::bridge::NodeFinder;
 use crate::config::{self, Config};
@@ -11,6 +12,7 @@ use crate::holdings::Holdings;
 use crate::lists_age::ListsAge;
 use anyhow::Result;
 use poolfs_core::store::Store;
+use poolfs_fs::refresh::Refresher;
 use poolfs_net::dht::Family;
 use poolfs_net::discovery::{DiscoveryConfig, Links};
 use poolfs_net::fleet::auth::FleetKey;
@@ -125,9 +127,10 @@ impl NetSide {
         }
     }
 
-    /// Has what is here judged again when its lists have grown old.
-    pub fn judge(&mut self, lists: ListsAge) {
+    /// Has what is here judged again when its lists have grown old, or other advisories are there.
+    pub fn judge(&mut self, lists: ListsAge, advisories: Arc<AdvisoryKeeper>, refresher: Arc<Refresher>) {
         self.tasks.spawn(lists.run());
+        self.tasks.spawn(advisories.run(refresher));
     }
 
     /// What downloads files: from `mirror` and, where a node runs, from peers.

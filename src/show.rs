@@ -92,6 +92,9 @@ pub fn status(status: &Status) {
     if status.fleet_members > 0 {
         println!("fleet: {} members with this machine", status.fleet_members);
     }
+    for advisories in &status.advisories {
+        println!("advisories: {advisories}");
+    }
     for problem in &status.problems {
         println!("problem: {problem}");
     }

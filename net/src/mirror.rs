@@ -12,6 +12,7 @@
 //! Runs on the caller's tokio runtime; dropping the future of [`Mirror::fetch`] ends its requests.
 
 mod answer;
+mod document;
 mod doubt;
 mod pace;
 mod ranged;

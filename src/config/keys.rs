@@ -73,6 +73,12 @@ pub const SECTIONS: &[Section] = &[
                 "[]",
                 "What never leaves this machine, besides repositories with credentials: patterns like \"origin=ACME*\", \"url=https://repo.example/internal\", \"suite=*-staging,component=secret\", \"package=acme-*\".",
             ),
+            key(
+                "advisories",
+                "[]",
+                "Files or URLs of advisories: the Debian security tracker's JSON, or debsecan's format. Versions that they name are kept from strangers.",
+            ),
+            key("advisories_unfixed", "false", "Whether they are also where nothing fixes the issue yet."),
         ],
     },
     Section {

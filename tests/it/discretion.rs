@@ -1,10 +1,13 @@
 //! What a machine gives and tells of what it has: nothing that is private, superseded, or named by lists that are old.
 
-use crate::harness::{LIMIT, Machine, Options, Package, Stage, report, run};
+use crate::harness::crowd::{Crowd, Terms, await_status};
+use crate::harness::{Host, LIMIT, Machine, Options, Package, Published, Stage, report, run};
 use poolfs_core::Digest;
 use serde_json::Value;
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 const DAY_S: i64 = 86_400;
@@ -86,6 +89,131 @@ fn superseded_and_private_files_are_not_given() {
     await_given(&stage.machine, &small.digest, true);
     await_given(&stage.machine, &secret.digest, false);
     report("discretion", "superseded and private packages answer like unknown ones, as files and as objects");
+}
+
+/// A version that a file of advisories names is withheld, and `status` says how much the file says.
+#[test]
+fn advisories_withhold() {
+    let stage = Stage::new(vec![Package::new("bad", "1.0", 3_000), Package::new("good", "1.0", 3_000)], &Options::default());
+    let file = stage.machine.scratch().join("advisories");
+    fs::write(&file, "VERSION 1\nCVE-2026-0001,,a hole\n\nbad,0,S  F,1.0-1,\ngood,0,S  F,1.0,\ngood,0,S   ,,\n\n").unwrap();
+    let config = fs::read_to_string(stage.machine.config()).unwrap();
+    let keys = format!("[apt]\nadvisories = [{file:?}, \"/nonexistent\"]\n");
+    fs::write(stage.machine.config(), config.replace("[apt]\n", &keys)).unwrap();
+    stage.machine.up();
+    stage.machine.update();
+    stage.download_all().ok();
+    let [bad, good] = &stage.packages[..] else { panic!("two packages") };
+    await_given(&stage.machine, &good.digest, true);
+    await_given(&stage.machine, &bad.digest, false);
+    assert!(why(&stage.machine, &stage.archive(bad)).contains("rule      advisory: CVE-2026-0001 names this version"));
+    let shown = status(&stage.machine)["advisories"].clone();
+    assert_eq!(shown[0], format!("{}: 3 issues, 0 h old", file.display()));
+    assert_eq!(shown[1], "/nonexistent: 0 issues; there is none yet");
+}
+
+/// What host 0 of the wire sent and got, frame by frame.
+struct Recorder {
+    child: Child,
+    file: PathBuf,
+}
+
+impl Recorder {
+    fn start(host: &Host, directory: &Path) -> Self {
+        let file = directory.join("frames");
+        let script = "import socket, sys\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))\ns.bind((\"eth0\", 0))\n\
+                      out = open(sys.argv[1], \"wb\", buffering=0)\nprint(\"ready\", flush=True)\nwhile True: out.write(s.recv(65535))\n";
+        let mut command = host.command("python3");
+        let mut child = command.args(["-c", script]).arg(&file).stdout(Stdio::piped()).spawn().unwrap();
+        let mut ready = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+        assert_eq!(ready, "ready\n");
+        Self { child, file }
+    }
+
+    /// Whether the key of the file was in any frame.
+    fn saw(&self, published: &Published) -> bool {
+        let key = published.digest.parse::<Digest>().unwrap().file_key();
+        fs::read(&self.file).unwrap().windows(key.len()).any(|window| window == key)
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Status codes of the four paths as a stranger gets them from the first machine, and whether each is what an unknown file gets.
+fn stranger_gets(crowd: &Crowd, digest: &str) -> Vec<String> {
+    let answer = |what: &str, digest: &str| {
+        let mut curl = crowd.hosts[1].command("curl");
+        let url = format!("http://{}:9977/v1/{what}/{digest}", crowd.hosts[0].address);
+        curl.args(["-sS", "--noproxy", "*", "--max-time", "20", "-i", "-w", "%{http_code}", "-o", "-"]).arg(url);
+        curl.output().unwrap().stdout
+    };
+    let unknown = Digest::of(b"unknown").to_string();
+    let compared = |what: &str| {
+        let found = answer(what, digest);
+        let code = String::from_utf8_lossy(&found[found.len() - 3..]).into_owned();
+        if code == "404" {
+            assert_eq!(found, answer(what, &unknown), "{what}");
+        }
+        code
+    };
+    ["file", "have", "pieces", "about"].map(compared).into()
+}
+
+/// Three months behind at boot: nobody hears of a vulnerable, superseded or unlisted file, before the lists are fresh nor after; then
+/// only of what they call current. A fix that appears silences the version that it fixes.
+#[test]
+fn a_watcher_learns_nothing_of_what_is_not_patched() {
+    let packages: Vec<Package> = ["fine", "holed", "followed", "gone"].map(|name| Package::new(name, "1.0", 700_000)).into();
+    let mut crowd = Crowd::new(2, packages, &Terms { poolfs_toml: "announce = \"all\"\n".to_owned(), ..Terms::default() });
+    let security = "stable-security";
+    let [fine, holed, followed, gone] = <[Published; 4]>::try_from(crowd.packages.clone()).unwrap();
+    crowd.repo().publish_packages_in(security, &[]);
+    for machine in &crowd.machines {
+        machine.edit_sources(|text| text.replace("Suites: stable", "Suites: stable stable-security"));
+    }
+    crowd.up(false);
+    crowd.download(0);
+    await_status(&crowd.machines[0], "announces all", |status| status.node.as_ref().is_some_and(|node| node.announced_keys >= 4));
+    crowd.machines[0].apt_get(&["clean"]).ok();
+    crowd.machines[0].down();
+
+    let fixed = crowd.repo().add(Package::new("holed", "1.0+fix1", 700_000));
+    let newer = crowd.repo().add(Package::new("followed", "1.1", 700_000));
+    crowd.repo().publish_packages_in("stable", &[&fine, &holed, &newer]);
+    crowd.repo().publish_packages_in(security, &[&fixed]);
+    let recorder = Recorder::start(&crowd.hosts[0], &crowd.machines[1].scratch());
+    run(crowd.machines[0].poolfs_command(&["up"]).env("POOLFS_CLOCK_OFFSET_S", (90 * DAY_S).to_string())).ok();
+    crowd.await_acquainted(false);
+    // Several times as long as it takes to announce what is there.
+    await_status(&crowd.machines[0], "has been up for a while", |status| status.uptime_s >= 8);
+    for published in [&fine, &holed, &followed, &gone] {
+        assert!(!recorder.saw(published), "{} before fresh lists", published.package.name);
+        assert_eq!(stranger_gets(&crowd, &published.digest), ["404"; 4], "{}", published.package.name);
+    }
+    crowd.machines[0].update();
+    let begun = Instant::now();
+    while !recorder.saw(&fine) {
+        assert!(begun.elapsed() < LIMIT, "what is current is announced: {:?}", crowd.machines[0].status());
+    }
+    assert_eq!(stranger_gets(&crowd, &fine.digest)[0], "200");
+    for published in [&holed, &followed, &gone] {
+        assert!(!recorder.saw(published), "{} after fresh lists", published.package.name);
+        assert_eq!(stranger_gets(&crowd, &published.digest), ["404"; 4], "{}", published.package.name);
+    }
+    let fix = crowd.repo().add(Package::new("fine", "1.0+fix1", 700_000));
+    crowd.repo().publish_packages_in(security, &[&fixed, &fix]);
+    crowd.machines[0].update();
+    let begun = Instant::now();
+    while stranger_gets(&crowd, &fine.digest) != ["404"; 4] {
+        assert!(begun.elapsed() < LIMIT, "a fix silences what it fixes");
+    }
+    report("discretion", "a watcher saw no key of a vulnerable, superseded or unlisted package, before fresh lists and after");
 }
 
 /// Credentials that appear while the daemon runs, or that cannot be read, silence what they may protect.

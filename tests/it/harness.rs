@@ -20,7 +20,7 @@ pub(crate) use liar::Liar;
 pub(crate) use machine::{Apt, Machine, Options, Sources, workspace};
 pub(crate) use mirror::{Client, Fault, Gate, Mirror};
 pub(crate) use process::{Running, run};
-pub(crate) use repo::{Package, Repo};
+pub(crate) use repo::{Package, Published, Repo};
 pub(crate) use report::report;
 pub(crate) use stage::{Covered, Stage, assert_holds, attribute, forget_pages, listed};
 

@@ -32,6 +32,7 @@ pub use arrivals::ArrivalError;
 pub use facts::{Before, Judging, Standing};
 pub use refresh::{Refreshed, Vanished};
 
+use crate::advisories::Advisories;
 use crate::{Db, DbError, Digest};
 use apt_config::ListTarget;
 use arrivals::Arrivals;
@@ -123,6 +124,16 @@ pub struct Catalog {
     refreshing: Mutex<()>,
     entries: AtomicU64,
     arrivals: Arrivals,
+    advisories: RwLock<Arc<Advised>>,
+}
+
+/// Advisories that versions are held against.
+#[derive(Debug, Default)]
+pub struct Advised {
+    /// What each file says.
+    pub files: Vec<Advisories>,
+    /// Whether issues count that nothing fixes yet.
+    pub unfixed: bool,
 }
 
 /// The configuration and what follows from it.
@@ -164,7 +175,14 @@ impl Catalog {
         let configured = Arc::new(Configured::new(apt));
         let arrivals = Arrivals::default();
         arrivals.configure(&configured);
-        let catalog = Self { db, configured: RwLock::new(configured), refreshing: Mutex::new(()), entries: AtomicU64::new(0), arrivals };
+        let catalog = Self {
+            db,
+            configured: RwLock::new(configured),
+            refreshing: Mutex::new(()),
+            entries: AtomicU64::new(0),
+            arrivals,
+            advisories: RwLock::default(),
+        };
         refresh::remove_orphans(&catalog.db)?;
         catalog.count()?;
         Ok(catalog)
@@ -181,6 +199,16 @@ impl Catalog {
     /// Reads committed Release files again that changed, or whose source did: a short part of [`Self::refresh`].
     pub fn refresh_indexes(&self, lists: BorrowedFd<'_>) {
         self.arrivals.refresh(lists);
+    }
+
+    /// The proxy that apt would use for `uri`, `None` for a direct connection.
+    pub fn proxy(&self, uri: &names::Uri) -> Option<String> {
+        self.configured().apt.proxy(uri)
+    }
+
+    /// Holds versions against these advisories from now on.
+    pub fn advise(&self, advised: Advised) {
+        *self.advisories.write() = Arc::new(advised);
     }
 
     /// Files and directories in which credentials of sources may lie, at most `files_max`, also those that are not there.

@@ -3,6 +3,7 @@
 //! **Must not know:** sockets, tokio, fuser. Everything here is synchronous: its callers are a FUSE thread, which may
 //! wait for a disk but never for the network, and tasks that know how to leave their runtime.
 
+pub mod advisories;
 pub mod catalog;
 mod crash_point;
 pub mod db;

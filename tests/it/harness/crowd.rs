@@ -168,6 +168,11 @@ impl Crowd {
         self.lan.shape_hub(mbit);
     }
 
+    /// The test's own repository.
+    pub(crate) fn repo(&mut self) -> &mut Repo {
+        self.repo.as_mut().expect("a repository of its own")
+    }
+
     /// What the mirror serves.
     pub(crate) fn mirror_root(&self) -> &Path {
         self.repo.as_ref().expect("a repository of its own").root()

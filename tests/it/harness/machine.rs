@@ -119,6 +119,7 @@ pub(crate) struct Update {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Status {
     pub(crate) pid: u32,
+    pub(crate) uptime_s: u64,
     pub(crate) mounts: Vec<MountStatus>,
     pub(crate) bytes: SourceBytes,
     pub(crate) downloads: Vec<serde_json::Value>,

@@ -169,7 +169,21 @@ impl Repo {
 
     /// Makes a Release that names these files, by their paths below the suite: `packed` also as .gz and .xz, `plain` as they are.
     pub(crate) fn publish_files(&mut self, components: &str, packed: &BTreeMap<String, Vec<u8>>, plain: &BTreeMap<String, Vec<u8>>) {
-        let suite = self.root.join("dists").join(SUITE);
+        self.publish_suite(SUITE, components, packed, plain);
+    }
+
+    /// Makes a Release of another suite whose one list has these packages.
+    pub(crate) fn publish_packages_in(&mut self, suite: &str, packages: &[&Published]) {
+        let stanzas = packages.iter().map(|published| published.stanza()).collect::<Vec<_>>().join("\n");
+        let packed = BTreeMap::from([
+            ("main/binary-amd64/Packages".to_owned(), stanzas.into_bytes()),
+            ("main/binary-all/Packages".to_owned(), Vec::new()),
+        ]);
+        self.publish_suite(suite, "main", &packed, &BTreeMap::new());
+    }
+
+    fn publish_suite(&mut self, name: &str, components: &str, packed: &BTreeMap<String, Vec<u8>>, plain: &BTreeMap<String, Vec<u8>>) {
+        let suite = self.root.join("dists").join(name);
         let mut sums = BTreeMap::new();
         for (path, bytes) in packed.iter().chain(plain) {
             let place = suite.join(path);
@@ -193,11 +207,11 @@ impl Repo {
         self.releases += 1;
         let date = run(Command::new("date").args(["-u", "-R", "-d"]).arg(format!("@{date}")).env("LC_ALL", "C")).ok().out;
         let mut release = format!(
-            "Origin: test\nLabel: test\nSuite: {SUITE}\nCodename: {SUITE}\nDate: {}\nAcquire-By-Hash: yes\nArchitectures: all amd64\nComponents: {components}\nSHA256:\n",
+            "Origin: test\nLabel: test\nSuite: {name}\nCodename: {name}\nDate: {}\nAcquire-By-Hash: yes\nArchitectures: all amd64\nComponents: {components}\nSHA256:\n",
             date.trim().replace("+0000", "UTC")
         );
-        for (name, (digest, bytes)) in &sums {
-            writeln!(release, " {digest} {bytes} {name}").unwrap();
+        for (path, (digest, bytes)) in &sums {
+            writeln!(release, " {digest} {bytes} {path}").unwrap();
         }
         fs::write(suite.join("Release"), release).unwrap();
         run(self.gpg().arg("--clearsign").arg("-o").arg(suite.join("InRelease")).arg(suite.join("Release"))).ok();

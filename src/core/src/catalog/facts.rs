@@ -1,8 +1,9 @@
 //! What the lists say of a file, gathered for [`crate::discretion::judge`].
 
 use super::packages::source_of;
-use super::{Catalog, CatalogError, Configured, Found};
+use super::{Advised, Catalog, CatalogError, Configured, Found};
 use crate::Digest;
+use crate::advisories::Asked;
 use crate::db::DbError;
 use crate::discretion::{self, Facts, Naming, Release, Rule, Security, Verdict};
 use crate::store::{Decision, Origin, Sharing};
@@ -71,6 +72,7 @@ pub struct Judging<'a> {
     catalog: &'a Catalog,
     configured: Arc<Configured>,
     standing: Standing,
+    advised: Arc<Advised>,
     now: i64,
 }
 
@@ -135,7 +137,8 @@ impl Catalog {
 
     /// Judges by the lists as they are, at the time `now`, seconds since 1970.
     pub fn judging(&self, now: i64) -> Result<Judging<'_>, CatalogError> {
-        Ok(Judging { catalog: self, configured: self.configured(), standing: self.standing()?, now })
+        let advised = Arc::clone(&self.advisories.read());
+        Ok(Judging { catalog: self, configured: self.configured(), standing: self.standing()?, advised, now })
     }
 }
 
@@ -201,6 +204,7 @@ impl Judging<'_> {
     }
 
     fn naming(&self, release: &str, package: &str, version: &str, source: &str, private: bool) -> Result<Naming, CatalogError> {
+        let binary = (package, version);
         let (source, version) = source_of(package, version, source);
         let suite = self.standing.releases.get(release);
         let mut security = Vec::new();
@@ -219,8 +223,16 @@ impl Judging<'_> {
             newest: self.newest(release, source)?,
             release: suite.map(|suite| Arc::clone(&suite.release)),
             security,
-            advisory: None,
+            advisory: self.advisory((source, version), binary, suite),
         })
+    }
+
+    /// The advisory that names a version.
+    fn advisory(&self, source: (&str, &str), binary: (&str, &str), suite: Option<&Suite>) -> Option<String> {
+        let none = BTreeSet::new();
+        let releases = suite.map_or(&none, |suite| &suite.families);
+        let asked = Asked { releases, source, binary, unfixed: self.advised.unfixed };
+        self.advised.files.iter().find_map(|file| file.names(&asked)).map(str::to_owned)
     }
 
     /// The newest version of a source package that the lists of a Release name.

@@ -347,7 +347,7 @@ fn a_counted_piece_that_is_not_on_the_disk() {
     let file = OpenOptions::new().write(true).open(root.path().join(format!("incoming/{}", sums.digest))).unwrap();
     file.write_all_at(&[0; 4096], 300_000).unwrap();
     let partial = site.incoming.begin(sums.digest, sums.size).unwrap();
-    assert_eq!(partial.missing(), []);
+    assert_eq!(partial.missing(), [0_u32; 0]);
     let found = partial.sums().unwrap();
     assert_ne!(found.digest, sums.digest);
     let wrong: Vec<usize> = (0..sums.pieces.len()).filter(|index| found.pieces[*index] != sums.pieces[*index]).collect();
