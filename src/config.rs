@@ -402,7 +402,7 @@ impl Config {
     }
 }
 
-/// Refuses keys that are not in [`KEYS`], with the nearest one that is.
+/// Refuses keys that are not in [`SECTIONS`], with the nearest one that is.
 fn check_keys(root: &DeTable<'_>, line: &dyn Fn(Range<usize>) -> usize) -> Result<()> {
     for (section, value) in root {
         let name = section.get_ref().as_ref();
