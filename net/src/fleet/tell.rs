@@ -29,8 +29,9 @@ const FILES_PER_STEP: usize = 64;
 /// Datagrams sent in one step.
 const DATAGRAMS_PER_STEP: usize = 50;
 
-/// How long after a change of the members the ranks are looked at again.
-const RANKS_DELAY: Duration = Duration::from_secs(5);
+/// How long after a change of the members the ranks are looked at again: a new member has to hear of what is here before it is
+/// asked about it. Steps bound the work when many come at once.
+const RANKS_DELAY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct File {
