@@ -89,12 +89,27 @@ pub enum FleetDo {
 
 #[derive(Debug)]
 enum Command {
-    Plan { shape: FileShape, has: Bits, todo: mpsc::Sender<FleetDo>, begun: oneshot::Sender<bool> },
-    Fetched { digest: Digest, piece: u32 },
-    Failed { digest: Digest, piece: u32, from: Origin, gone: bool },
+    Plan {
+        shape: FileShape,
+        has: Bits,
+        todo: mpsc::Sender<FleetDo>,
+        begun: oneshot::Sender<bool>,
+    },
+    Fetched {
+        digest: Digest,
+        piece: u32,
+    },
+    Failed {
+        digest: Digest,
+        piece: u32,
+        from: Origin,
+        gone: bool,
+    },
     Arrived(Vec<FileShape>),
     Gone(Vec<Digest>),
     Hint(SocketAddr),
+    /// A download was given up or needs nothing more.
+    Dropped,
 }
 
 #[derive(Clone, Debug)]
@@ -138,6 +153,15 @@ impl FleetDownload {
     async fn tell(&self, command: Command) {
         // An error means that the task ended, which `next` says too.
         drop(self.commands.send(command).await);
+    }
+}
+
+impl Drop for FleetDownload {
+    /// Others wait for the place of this one, which the task sees at its next event.
+    fn drop(&mut self) {
+        self.todo.close();
+        // An error means that other commands wait, which are events too, or that the task ended.
+        drop(self.commands.try_send(Command::Dropped));
     }
 }
 
@@ -404,6 +428,7 @@ impl Task {
             Command::Arrived(files) => self.core.arrived(&files, now),
             Command::Gone(digests) => self.core.gone(&digests),
             Command::Hint(at) => self.core.hint(at, now),
+            Command::Dropped => self.forget_dropped(),
         }
     }
 

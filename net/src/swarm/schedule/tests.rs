@@ -491,7 +491,7 @@ fn faulty_peers_delay_little_and_are_not_blamed() {
 fn a_faulty_peer_delays_by_one_deadline() {
     let alone = sim(64, vec![mirror(RATE)]).run();
     for fault in [Fault::Short, Fault::Drips, Fault::Stalls, Fault::Refuses] {
-        for faulty in [stranger(RATE, fault.clone()), Model { fault: fault.clone(), ..peer(RATE) }] {
+        for faulty in [stranger(RATE, fault), Model { fault, ..peer(RATE) }] {
             let ended = sim(64, vec![faulty, mirror(RATE)]).run();
             let most = alone.seconds() + OVERDUE_MIN.as_secs_f64();
             assert!(ended.seconds() <= most, "{fault:?}: {} s, the mirror alone {} s", ended.seconds(), alone.seconds());
@@ -658,7 +658,7 @@ fn a_leader_leaves_whole_holders_to_choose() {
     schedule.whole(slow, &mut turn);
     schedule.whole(fast, &mut turn);
     assert!(schedule.has_whole(now));
-    let mut asked = vec![0; 3];
+    let mut asked = [0; 3];
     let mut bring = |schedule: &mut Schedule, turn: &mut Turn<'_>| {
         let mut came = None;
         while let Some(action) = schedule.poll() {
