@@ -3,11 +3,13 @@
 //! One task. It looks whether the store has changed, asks it for what is shared, chooses by the configuration, and replaces the node's set
 //! when that is another one than before. The node itself announces what is new, refreshes the rest and withdraws what fell away.
 
+use crate::apt_names::AptNames;
 use crate::config::{Announce, Network};
 use anyhow::Result;
 use parking_lot::Mutex;
 use poolfs_core::Digest;
 use poolfs_core::store::{Shared, Sharing, Store};
+use poolfs_fs::names::Names;
 use poolfs_net::dht::{ANNOUNCE_KEYS_MAX, AnnounceKey, AnnounceMode, Offer, select};
 use poolfs_net::krpc::{FLAG_PARTIAL, FLAG_REACHABLE, Id, Pv};
 use poolfs_net::node::Dht;
@@ -21,6 +23,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Files that are arriving and are announced with the partial flag; more are not told of.
 const ARRIVING_MAX: usize = 64;
+
+/// What is told to strangers.
+const FOR_STRANGERS: [Sharing; 2] = [Sharing::Announced, Sharing::Available];
 
 /// The files that are arriving from peers.
 #[derive(Debug, Default)]
@@ -51,6 +56,8 @@ pub struct Announcer {
     store: Arc<Store>,
     arriving: Arc<Arriving>,
     dht: Dht,
+    /// Judges what is arriving: it has no record yet.
+    names: Arc<AptNames>,
     mode: AnnounceMode,
     /// A node on a public network announces only after somebody dialled it.
     flags: u64,
@@ -62,12 +69,12 @@ pub struct Announcer {
 
 impl Announcer {
     /// Announces what `announce` says of `store`, and what is `arriving`, at `dht`, on such a network.
-    pub fn new(store: Arc<Store>, arriving: Arc<Arriving>, dht: Dht, announce: Announce, network: Network) -> Self {
+    pub fn new(store: Arc<Store>, arriving: Arc<Arriving>, names: Arc<AptNames>, dht: Dht, announce: Announce, network: Network) -> Self {
         let flags = match network {
             Network::Private => 0,
             Network::Public => FLAG_REACHABLE,
         };
-        Self { store, arriving, dht, mode: mode(announce), flags, seen: None, told: Vec::new() }
+        Self { store, arriving, dht, names, mode: mode(announce), flags, seen: None, told: Vec::new() }
     }
 
     /// Goes on until the node ends.
@@ -92,8 +99,14 @@ impl Announcer {
             return Ok(());
         }
         let (store, mode) = (Arc::clone(&self.store), self.mode);
-        let whole = tokio::task::spawn_blocking(move || wanted(&store, mode)).await??;
-        let arriving: Vec<Id> = self.arriving.digests.lock().iter().map(|digest| Id(digest.file_key())).collect();
+        let (names, arriving) = (Arc::clone(&self.names), self.arriving.digests.lock().clone());
+        let (whole, arriving) = tokio::task::spawn_blocking(move || {
+            // What strangers may not have when it is here is not told of before.
+            let may = |digest: &Digest| Ok(FOR_STRANGERS.contains(&names.judge(digest, 0, true)?));
+            let arriving = arriving.into_iter().filter_map(|digest| may(&digest).map(|may| may.then(|| Id(digest.file_key()))).transpose());
+            Ok::<_, anyhow::Error>((wanted(&store, mode)?, arriving.collect::<Result<Vec<Id>>>()?))
+        })
+        .await??;
         let mut keys: Vec<(Id, bool)> = arriving.into_iter().filter(|key| !whole.contains(key)).map(|key| (key, true)).collect();
         keys.extend(whole.into_iter().map(|key| (key, false)));
         keys.truncate(ANNOUNCE_KEYS_MAX);
@@ -123,7 +136,7 @@ fn mode(announce: Announce) -> AnnounceMode {
 fn wanted(store: &Store, mode: AnnounceMode) -> Result<Vec<Id>> {
     let shared = match mode {
         AnnounceMode::None => Vec::new(),
-        AnnounceMode::All => store.shared_as(&[Sharing::Announced, Sharing::Available])?,
+        AnnounceMode::All => store.shared_as(&FOR_STRANGERS)?,
         AnnounceMode::Large | AnnounceMode::Pieces => store.shared_as(&[Sharing::Announced])?,
     };
     let offers: Vec<Offer> = shared.iter().map(offer).collect();

@@ -121,7 +121,8 @@ async fn serve_here(config: Config) -> Result<()> {
     if daemon.server.is_some() {
         let refresher = Arc::clone(daemon.mounts.lock().refresher());
         let (store, catalog) = (Arc::clone(&daemon.store), Arc::clone(&daemon.catalog));
-        net.announce(Arc::clone(&store), &daemon.config.net, &daemon.config.fleet, &refresher.judged());
+        let names = Arc::clone(&daemon.names);
+        net.announce(Arc::clone(&store), names, &daemon.config.net, &daemon.config.fleet, &refresher.judged());
         net.judge(ListsAge { catalog, store, refresher: Arc::clone(&refresher) }, Arc::clone(&daemon.advisories), refresher);
     }
     let mut ended = daemon.mounts.lock().ended();

@@ -5,6 +5,7 @@
 
 use crate::advisories::AdvisoryKeeper;
 use crate::announcer::{Announcer, Arriving};
+use crate::apt_names::AptNames;
 use crate::bridge::NodeFinder;
 use crate::config::{self, Config};
 use crate::dht_cmd;
@@ -116,14 +117,23 @@ impl NetSide {
     /// A fleet whose key cannot be read is one all the same: its members announce nothing outside.
     ///
     /// Nothing is told before everything was judged: what the database says is how it was judged when the daemon last ran.
-    pub fn announce(&mut self, store: Arc<Store>, config: &config::Net, fleet: &config::Fleet, judged: &watch::Receiver<bool>) {
+    pub fn announce(
+        &mut self,
+        store: Arc<Store>,
+        names: Arc<AptNames>,
+        config: &config::Net,
+        fleet: &config::Fleet,
+        judged: &watch::Receiver<bool>,
+    ) {
         if let Some(fleet) = &self.fleet {
             self.tasks.spawn(after(judged.clone(), Holdings::new(Arc::clone(&store), fleet.clone()).run()));
         }
         if let Some(node) = self.node.as_ref().filter(|_| fleet.gateway || fleet.key_file.is_none()) {
             let arriving = Arc::clone(&self.arriving);
-            self.tasks
-                .spawn(after(judged.clone(), Announcer::new(store, arriving, node.dht.clone(), config.announce, config.network).run()));
+            self.tasks.spawn(after(
+                judged.clone(),
+                Announcer::new(store, arriving, names, node.dht.clone(), config.announce, config.network).run(),
+            ));
         }
     }
 
