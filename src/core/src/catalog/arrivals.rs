@@ -63,6 +63,9 @@ struct Committed {
     /// Of the file when it was read; `None` for one that has just come from `partial/`.
     stamp: Option<Stamp>,
     indexes: Indexes,
+    /// The pdiff Indexes of it that were here, by name: apt 3.0 takes the files away once it has used them, and what they name is
+    /// as good as before.
+    pdiffs: Vec<(String, PdiffIndex)>,
 }
 
 /// A Release that apt has fetched and not yet committed.
@@ -143,12 +146,25 @@ impl Arrivals {
             let Ok(release) = Release::read(file) else { continue };
             let mut indexes = Indexes::new(&suite, &release);
             let names: Vec<String> = indexes.diff_index_names().map(str::to_owned).collect();
+            let mut pdiffs = Vec::new();
             for name in names {
                 if let Ok(Some(index)) = read_pdiff(lists, &name, indexes.diff_index_digest(&name)) {
                     indexes.add_patches(&name, &index);
+                    pdiffs.push((name, index));
                 }
             }
-            self.table.write().committed.insert(key.clone(), Committed { stamp: Some(stamp), indexes });
+            let mut table = self.table.write();
+            if let Some(before) = table.committed.remove(key) {
+                for (name, index) in before.pdiffs {
+                    let named = indexes.diff_index_digest(&name);
+                    let same = named.is_some() && before.indexes.diff_index_digest(&name) == named;
+                    if same && !pdiffs.iter().any(|(known, _)| *known == name) {
+                        indexes.add_patches(&name, &index);
+                        pdiffs.push((name, index));
+                    }
+                }
+            }
+            table.committed.insert(key.clone(), Committed { stamp: Some(stamp), indexes, pdiffs });
         }
     }
 }
@@ -218,7 +234,7 @@ impl Catalog {
             && let Some(pending) = table.pending.remove(key)
             && committed
         {
-            table.committed.insert(key.clone(), Committed { stamp: None, indexes: pending.indexes });
+            table.committed.insert(key.clone(), Committed { stamp: None, indexes: pending.indexes, pdiffs: pending.pdiffs });
         }
     }
 
@@ -249,6 +265,8 @@ impl Catalog {
         for committed in committed.values_mut() {
             if committed.indexes.diff_index_digest(name) == Some(wanted) {
                 committed.indexes.add_patches(name, &index);
+                committed.pdiffs.retain(|(known, _)| known != name);
+                committed.pdiffs.push((name.to_owned(), index.clone()));
             }
         }
         Ok(Vec::new())
