@@ -5,7 +5,7 @@
 //! the task and its connections end.
 
 use poolfs_core::Digest;
-use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Delivery, Giver, Purpose, Source, SourceError, Verdict, Want};
+use poolfs_fs::source::{Audience, DELIVERIES_WAITING_MAX, Delivery, Giver, Purpose, Source, SourceError, Verdict, Want};
 use poolfs_net::dht::FoundContact;
 use poolfs_net::krpc::{FLAG_PARTIAL, Id};
 use poolfs_net::node::Dht;
@@ -39,9 +39,17 @@ impl Source for NetSource {
         let (out, deliveries) = mpsc::channel(DELIVERIES_WAITING_MAX);
         let swarm = Arc::clone(&self.swarm);
         self.runtime.spawn(async move {
-            let Want { digest, size, urls, missing, purpose } = want;
+            let Want { digest, size, urls, missing, purpose, audience } = want;
             let repair = purpose == Purpose::Repair;
-            let want = SwarmWant { digest, size, urls, missing, incoming: incoming.map(Arc::new), repair };
+            let want = SwarmWant {
+                digest,
+                size,
+                urls,
+                missing,
+                incoming: incoming.map(Arc::new),
+                repair,
+                fleet_only: audience == Audience::Fleet,
+            };
             // The state of a download is large, and most of it is not used where one stream is enough.
             let end = match Box::pin(swarm.fetch(want, &out, delivery)).await {
                 Ok(()) => Delivery::Done,
@@ -212,7 +220,13 @@ mod tests {
 
     fn job(file: &[u8], base: &str, paths: &[&str]) -> Job {
         let url = |path: &&str| MirrorUrl { url: format!("{base}/{path}"), proxy: None, immutable: true, private: false };
-        Job { digest: Digest::of(file), size: file.len() as u64, urls: paths.iter().map(url).collect(), purpose: Purpose::Read }
+        Job {
+            digest: Digest::of(file),
+            size: file.len() as u64,
+            urls: paths.iter().map(url).collect(),
+            purpose: Purpose::Read,
+            audience: Audience::Everybody,
+        }
     }
 
     fn file() -> Vec<u8> {

@@ -24,7 +24,7 @@ mod tests;
 pub(crate) use disk::read_sealed;
 pub use fetched::Fetched;
 
-use crate::source::{Delivery, Giver, MirrorUrl, Purpose, Source, SourceError, Verdict, Want};
+use crate::source::{Audience, Delivery, Giver, MirrorUrl, Purpose, Source, SourceError, Verdict, Want};
 use disk::Disk;
 use failures::Failures;
 use meter::Meter;
@@ -96,6 +96,8 @@ pub struct Job {
     pub urls: Vec<MirrorUrl>,
     /// Who waits. [`Purpose::Prefetch`] goes on with nobody waiting.
     pub purpose: Purpose,
+    /// Who may have it while it arrives.
+    pub audience: Audience,
 }
 
 /// Why there is no file, by what the caller does next.
@@ -542,10 +544,10 @@ impl Inner {
         let mut disk = self.begin(download).await?;
         download.meter.lock().resume(disk.done_bytes());
         if !disk.is_complete() {
-            let Job { urls, purpose, .. } = download.job.clone();
+            let Job { urls, purpose, audience, .. } = download.job.clone();
             let (incoming, disk_again) = self.blocking(download, move || Ok((disk.read_only()?, disk))).await?;
             disk = disk_again;
-            let mut deliveries = self.source.want(Want { digest, size, urls, missing: disk.missing(), purpose }, Some(incoming));
+            let mut deliveries = self.source.want(Want { digest, size, urls, missing: disk.missing(), purpose, audience }, Some(incoming));
             // While the source gets going, what is here already is hashed.
             disk = self.blocking(download, move || disk.catch_up()).await?;
             let mut held = Some(disk);

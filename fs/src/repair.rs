@@ -6,7 +6,7 @@
 
 use crate::fetch::read_sealed;
 use crate::names::Names;
-use crate::source::{Delivery, Purpose, Source, SourceError, Verdict, Want};
+use crate::source::{Audience, Delivery, Purpose, Source, SourceError, Verdict, Want};
 use crate::supply::{Mend, Mended, Wound};
 use parking_lot::Mutex;
 use poolfs_core::piece::{self, PIECE_BYTES};
@@ -198,7 +198,7 @@ impl Inner {
         let Some(entry) = entry.filter(|entry| entry.size == size && !(entry.private && entry.urls.is_empty())) else {
             return Err(RepairError::Unlisted { digest });
         };
-        let want = Want { digest, size, urls: entry.urls, missing: vec![index], purpose: Purpose::Repair };
+        let want = Want { digest, size, urls: entry.urls, missing: vec![index], purpose: Purpose::Repair, audience: Audience::Everybody };
         for _ in 0..ATTEMPTS_MAX {
             let bytes = self.attempt(want.clone(), index).await?;
             let right = Digest::of(&bytes) == expected;

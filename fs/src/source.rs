@@ -28,6 +28,17 @@ pub struct Want {
     pub missing: Vec<u32>,
     /// What it is for: a reader waits, or nobody does.
     pub purpose: Purpose,
+    /// Who may know that it is wanted, and may have what is here of it.
+    pub audience: Audience,
+}
+
+/// To whom a file may be shown while it arrives, as afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Audience {
+    /// To anybody.
+    Everybody,
+    /// To members of this machine's fleet, where it is of one; strangers are not even asked for it.
+    Fleet,
 }
 
 /// Who waits for a [`Want`].

@@ -171,7 +171,7 @@ async fn download(swarm: &Swarm, dir: &Path, digest: Digest, size: u64) {
     disk.set_len(size).unwrap();
     let incoming = Some(Arc::new(File::open(&path).unwrap().into()));
     let missing = (0..size.div_ceil(PIECE)).map(|piece| u32::try_from(piece).unwrap()).collect();
-    let want = SwarmWant { digest, size, urls: Vec::new(), missing, incoming, repair: false };
+    let want = SwarmWant { digest, size, urls: Vec::new(), missing, incoming, repair: false, fleet_only: false };
     let (out, mut deliveries) = mpsc::channel(8);
     let fetch = async {
         swarm.fetch(want, &out, |delivery| delivery).await.unwrap();

@@ -80,7 +80,7 @@ fn file() -> Vec<u8> {
 
 fn job(file: &[u8], purpose: Purpose) -> Job {
     let url = MirrorUrl { url: "http://m/pool/x/x_1_all.deb".into(), proxy: None, immutable: true, private: false };
-    Job { digest: Digest::of(file), size: file.len() as u64, urls: vec![url], purpose }
+    Job { digest: Digest::of(file), size: file.len() as u64, urls: vec![url], purpose, audience: Audience::Everybody }
 }
 
 fn place(bench: &Bench, fetched: &Fetched, name: &str) -> std::io::Result<poolfs_core::store::Stamp> {

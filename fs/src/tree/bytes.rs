@@ -9,7 +9,7 @@ use crate::fetch::{Fetched, Job};
 use crate::handle::Handle;
 use crate::inode::{Link, Node};
 use crate::repair::write_in_place;
-use crate::source::Purpose;
+use crate::source::{Audience, Purpose};
 use crate::supply::Wound;
 use parking_lot::RwLockReadGuard;
 use poolfs_core::catalog::Entry;
@@ -176,7 +176,8 @@ impl Tree {
     /// dpkg would take it unchecked.
     async fn oust(self: &Arc<Self>, node: &Arc<Node>, entry: Entry) -> Result<(), FsError> {
         tracing::error!(name = entry.name, wanted = %entry.digest, "its bytes are not the ones that apt's lists name; it is fetched again");
-        let job = Job { digest: entry.digest, size: entry.size, urls: entry.urls.clone(), purpose: Purpose::Read };
+        let audience = self.audience(&entry.digest, entry.size);
+        let job = Job { digest: entry.digest, size: entry.size, urls: entry.urls.clone(), purpose: Purpose::Read, audience };
         let fetched = self.parts.fetcher.start(job).done().await.map_err(|err| FsError::Undeliverable {
             name: entry.name.clone(),
             digest: entry.digest,
@@ -360,6 +361,18 @@ impl Tree {
             tracing::error!(role = %self.role, "a file is kept back, since it cannot be judged: {err}");
             Sharing::LocalOnly
         })
+    }
+
+    /// Who may have a file of this tree while it arrives: nobody who may not have it afterwards.
+    pub(super) fn audience(&self, digest: &poolfs_core::Digest, size: u64) -> Audience {
+        match self.parts.names.judge(digest, size, self.role == Role::Lists) {
+            Ok(Sharing::Announced | Sharing::Available) => Audience::Everybody,
+            Ok(Sharing::Withheld | Sharing::LocalOnly) => Audience::Fleet,
+            Err(err) => {
+                tracing::error!(role = %self.role, "a file is kept back while it arrives, since it cannot be judged: {err}");
+                Audience::Fleet
+            }
+        }
     }
 
     /// A catalog that fails offers and shares nothing; the files that are here can be read all the same.

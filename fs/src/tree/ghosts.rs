@@ -267,7 +267,8 @@ impl Tree {
             return;
         }
         let Listed { digest, size, urls, .. } = &ghost.entry;
-        let job = Job { digest: *digest, size: *size, urls: urls.clone(), purpose: Purpose::Read };
+        let audience = self.audience(digest, *size);
+        let job = Job { digest: *digest, size: *size, urls: urls.clone(), purpose: Purpose::Read, audience };
         state.fetching = Some(Arc::new(self.parts.fetcher.start(job)));
         let (tree, node) = (Arc::clone(self), Arc::clone(node));
         let placing = self.parts.runtime.spawn(async move {

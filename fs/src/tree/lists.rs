@@ -163,7 +163,8 @@ impl Tree {
             }
             tracing::debug!(name = entry.name, bytes = entry.size, "fetched ahead");
             // Not as a prefetch that goes on by itself: if apt refuses the Release, it ends.
-            let job = Job { digest: entry.digest, size: entry.size, urls: entry.urls, purpose: Purpose::Read };
+            let audience = self.audience(&entry.digest, entry.size);
+            let job = Job { digest: entry.digest, size: entry.size, urls: entry.urls, purpose: Purpose::Read, audience };
             let fetching = self.parts.fetcher.start(job);
             let replaced = self.updates.lock().fetch_ahead(entry.digest, fetching);
             drop(replaced);

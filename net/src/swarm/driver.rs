@@ -102,6 +102,8 @@ pub struct SwarmWant {
     pub incoming: Option<Arc<OwnedFd>>,
     /// Single pieces of a file whose piece digests the asker knows: nothing is compared here.
     pub repair: bool,
+    /// Strangers are neither asked for it nor given any of it.
+    pub fleet_only: bool,
 }
 
 /// What [`Swarm::fetch`] hands over.
@@ -249,7 +251,7 @@ impl Swarm {
         }
         let private = want.urls.iter().any(|url| url.private);
         let affordable = want.urls.is_empty() || self.book.lock().budget.peers_allowed(want.size, std_now());
-        let peers_allowed = !private && affordable;
+        let peers_allowed = !private && !want.fleet_only && affordable;
         if !private && let Some(fleet) = self.parts.fleet.as_ref().filter(|fleet| fleet.members() > 0) {
             let here = stream::hash_here(want, shape, outlet, &VecDeque::new()).await?;
             let mut has = Bits::none(shape.pieces());
@@ -285,7 +287,7 @@ impl Swarm {
         if start.here.is_empty() && mirror_error.is_none() {
             start.here = stream::hash_here(want, shape, outlet, &VecDeque::new()).await?;
         }
-        let hunt = hunt.unwrap_or_else(|| self.hunt(shape));
+        let hunt = hunt.unwrap_or_else(|| if want.fleet_only { Hunt::none(shape, self) } else { self.hunt(shape) });
         self.download(want, shape, start, hunt, mirror_error, outlet).await
     }
 

@@ -93,7 +93,7 @@ struct Part {
 pub(super) struct Told<'a> {
     swarm: &'a Swarm,
     digest: Digest,
-    announced: bool,
+    pub(super) announced: bool,
     pub(super) offered: bool,
     /// The file is had: what is offered stays so until the file itself is found by who gives.
     had: bool,
@@ -136,6 +136,8 @@ pub(super) struct Download<'a, 'b, T> {
     tasks: JoinSet<Event>,
     flights: HashMap<FlightId, (AbortHandle, SourceId, u32, FirstByte)>,
     pub(super) hunt: Hunt,
+    /// Strangers are not to hear of it.
+    pub(super) fleet_only: bool,
     pub(super) hunting: bool,
     pub(super) told: Told<'a>,
     pub(super) list: Option<Arc<PieceList>>,
@@ -161,7 +163,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         let local = |error: io::Error| SwarmError::NotNow { why: format!("keep pieces for comparison: {error}") };
         let kept = Kept::new(shape, want.incoming.clone(), swarm.parts.spill_dir.clone()).map_err(local)?;
         let rules = Rules { mirror_after: start.mirror_after, public: swarm.parts.public, now_s: now_s() };
-        let announced = shape.pieces() > 1 && !want.urls.iter().any(|url| url.private);
+        let announced = shape.pieces() > 1 && !want.fleet_only && !want.urls.iter().any(|url| url.private);
         if announced {
             swarm.parts.announcer.begun(shape.digest, shape.size);
         }
@@ -183,6 +185,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             tasks: JoinSet::new(),
             flights: HashMap::new(),
             hunt,
+            fleet_only: want.fleet_only,
             hunting: !was_led,
             told: Told { swarm, digest: shape.digest, announced, offered: false, had: false },
             list: None,

@@ -11,6 +11,7 @@
 //! When the fleet's task ends, or the mirror is of no use, the download goes on as one of a lone machine.
 
 use super::download::{Download, Whom};
+use super::hunt::Hunt;
 use super::{now_s, std_now};
 use crate::fleet::{FleetDo, FleetDownload, Origin};
 use crate::peer::Partial;
@@ -136,7 +137,7 @@ impl<T: Send> Download<'_, '_, T> {
     fn go_alone(&mut self) {
         if self.led.take().is_some() {
             tracing::debug!(digest = %self.shape.digest, "the fleet leads no more");
-            self.hunt = self.swarm.hunt(self.shape);
+            self.hunt = if self.fleet_only { Hunt::none(self.shape, self.swarm) } else { self.swarm.hunt(self.shape) };
             self.hunting = true;
             self.turn(|schedule, turn| {
                 schedule.lead(false, turn);
@@ -161,7 +162,7 @@ impl<T: Send> Download<'_, '_, T> {
         led.here[piece as usize] = Some(digest);
         led.left.remove(&piece);
         led.tells.push_back(Tell::Fetched(piece));
-        if self.list.is_some() {
+        if self.list.is_some() && self.told.announced {
             return; // Offered to everybody, by a list.
         }
         let Some(file) = &self.incoming else { return };

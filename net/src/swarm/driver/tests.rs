@@ -105,6 +105,7 @@ impl Lab {
             missing: missing.collect(),
             incoming: Some(Arc::new(File::open(&incoming).unwrap().into())),
             repair: false,
+            fleet_only: false,
         };
         let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
         let mut givers: BTreeMap<Giver, Vec<u32>> = BTreeMap::new();
@@ -414,6 +415,7 @@ async fn private_files_are_never_asked_of_others() {
         missing: (0..12).collect(),
         incoming: None,
         repair: false,
+        fleet_only: false,
     };
     let (out, _deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
     let result = lab.swarm.fetch(want, &out, |delivery| delivery).await;
@@ -510,6 +512,7 @@ async fn ends_with_its_receiver() {
         missing: (0..12).collect(),
         incoming: None,
         repair: false,
+        fleet_only: false,
     };
     let (out, deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
     let asked = async {
@@ -534,7 +537,7 @@ async fn repairs() {
     let attempt = async || {
         let url = MirrorUrl { url: mirror.url(), proxy: None, immutable: true, private: false };
         let (digest, size) = (Digest::of(&file), file.len() as u64);
-        let want = SwarmWant { digest, size, urls: vec![url], missing: vec![2], incoming: None, repair: true };
+        let want = SwarmWant { digest, size, urls: vec![url], missing: vec![2], incoming: None, repair: true, fleet_only: false };
         let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
         lab.swarm.fetch(want, &out, |delivery| delivery).await.unwrap();
         let Some(SwarmDelivery::Piece { index: 2, bytes, giver: Giver::Peer(peer) }) = deliveries.recv().await else { panic!() };

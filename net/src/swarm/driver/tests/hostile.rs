@@ -155,6 +155,7 @@ async fn corrections_are_handed_over_a_few_at_a_time() {
         missing: (0..200).collect(),
         incoming: Some(Arc::new(disk.try_clone().unwrap().into())),
         repair: false,
+        fleet_only: false,
     };
     let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
     let fetching = async {
@@ -194,4 +195,36 @@ async fn a_mirrors_broken_connection_is_no_failure() {
     let span = PIECE as u64..2 * PIECE as u64;
     let (_, digest) = download::mirror_range(&Mirror::new(MirrorLimits::default()), &ranged, &span, || {}).await.unwrap();
     assert_eq!((digest, mirror.seen().len()), (Digest::of(&file[PIECE..2 * PIECE]), 2));
+}
+
+/// What strangers are not to hear of is neither looked for among them nor announced nor given to them while it arrives: it comes from
+/// the mirror, though a peer is at hand.
+#[tokio::test]
+async fn what_strangers_are_not_to_hear_of() {
+    let file = file();
+    let peers = honest(&file, 1).await;
+    for status in [None, Some(503)] {
+        let mirror = TestServer::start(status.map_or(MirrorFault::None, MirrorFault::Status), &file).await;
+        let lab = Lab::new(&refs(&peers));
+        let want = SwarmWant {
+            digest: Digest::of(&file),
+            size: file.len() as u64,
+            urls: vec![MirrorUrl { url: mirror.url(), proxy: None, immutable: true, private: false }],
+            missing: (0..12).collect(),
+            incoming: None,
+            repair: false,
+            fleet_only: true,
+        };
+        let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
+        let fetching = async {
+            let result = lab.swarm.fetch(want, &out, |delivery| delivery).await;
+            drop(out);
+            result
+        };
+        let taking = async { while deliveries.recv().await.is_some() {} };
+        let (result, ()) = tokio::join!(fetching, taking);
+        assert_eq!(result.is_ok(), status.is_none(), "{result:?}");
+        assert_eq!((peers[0].pieces(), lab.finder.searches.load(Ordering::Relaxed)), (0, 0));
+        assert!(lab.announced.0.lock().is_empty() && lab.partials.is_empty());
+    }
 }
