@@ -11,9 +11,9 @@ use std::fs::File;
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 /// No file fits, or a package could not be had.
 const EXIT_NOTHING: u8 = 2;
@@ -151,31 +151,39 @@ fn candidates(config: &Config, packages: &[String]) -> Result<Vec<String>> {
 }
 
 fn open_all(config: &Config, archives: &Path, names: &[String]) -> Vec<Result<u64, String>> {
-    let outcomes: Vec<_> = names.iter().map(|_| Mutex::new(None)).collect();
-    let next = AtomicUsize::new(0);
-    let left = AtomicUsize::new(names.len());
+    let mut outcomes: Vec<_> = names.iter().map(|_| Err("not tried".to_owned())).collect();
+    let next = &AtomicUsize::new(0);
+    let (tell, told) = mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..OPEN_MAX.min(names.len()) {
-            scope.spawn(|| {
-                while let Some((name, outcome)) = {
+            let tell = tell.clone();
+            scope.spawn(move || {
+                while let Some((index, name)) = {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    names.get(index).zip(outcomes.get(index))
-                } {
-                    *outcome.lock().expect("nobody panics with it") = Some(open(&archives.join(name)));
-                    left.fetch_sub(1, Ordering::Release);
-                }
+                    names.get(index).map(|name| (index, name))
+                } && tell.send((index, open(&archives.join(name)))).is_ok()
+                {}
             });
         }
-        let mut bars = show::Bars::default();
-        while left.load(Ordering::Acquire) > 0 && std::io::stderr().is_terminal() {
-            std::thread::sleep(BARS_INTERVAL);
-            if let Ok(status) = Call::status(&config.control.socket) {
-                bars.update(&status.downloads);
+        drop(tell);
+        let shows = std::io::stderr().is_terminal();
+        let (mut bars, mut drawn) = (show::Bars::default(), Instant::now());
+        loop {
+            match told.recv_timeout(BARS_INTERVAL) {
+                Ok((index, outcome)) => outcomes[index] = outcome,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if shows && drawn.elapsed() >= BARS_INTERVAL {
+                drawn = Instant::now();
+                if let Ok(status) = Call::status(&config.control.socket) {
+                    bars.update(&status.downloads);
+                }
             }
         }
         bars.update(&[]);
     });
-    outcomes.into_iter().map(|outcome| outcome.into_inner().ok().flatten().unwrap_or_else(|| Err("not tried".to_owned()))).collect()
+    outcomes
 }
 
 /// Its length once it is here.

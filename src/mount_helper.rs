@@ -200,6 +200,7 @@ fn mount(common: &Common, config: &Config, wish: &config::Mount, remount: bool) 
                     anyhow::anyhow!("process {pid} watches over a daemon that does not answer: see its log, end it with `poolfs down`");
                 return Err((Blame::System, err));
             }
+            // Nothing tells of the moment: the socket of who starts it does not exist yet, and who ends only lets its lock go.
             Some(_) => std::thread::sleep(TRY_EVERY),
             None if remount => {
                 let err = anyhow::anyhow!("no daemon serves {}: mount it first", wish.path.display());

@@ -59,7 +59,7 @@ fn open_beside(socket: &Path, path: &Path) -> Result<File> {
     opened.with_context(|| format!("open {}", path.display()))
 }
 
-/// Whether the lock was had within `wait`.
+/// Whether the lock was had within `wait`. Tried again and again, since flock(2) has no wait that ends.
 fn lock(file: &File, path: &Path, wait: Duration) -> Result<bool> {
     let deadline = Instant::now() + wait;
     loop {
