@@ -214,11 +214,14 @@ pub fn seconds(text: &str) -> Option<i64> {
         && (0..24).contains(&hour)
         && (0..60).contains(&minute)
         && (0..=60).contains(&second);
-    // Days since 1970 in the Gregorian calendar, counted from 1 March of the year 0 so that leap days come last.
-    let shifted = if month > 2 { year } else { year - 1 };
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days = 365 * shifted + shifted / 4 - shifted / 100 + shifted / 400 + day_of_year - 719_468;
-    right.then_some(((days * 24 + hour) * 60 + minute) * 60 + second)
+    // What is out of range is not computed with: it need not fit.
+    right.then(|| {
+        // Days since 1970 in the Gregorian calendar, counted from 1 March of the year 0 so that leap days come last.
+        let shifted = if month > 2 { year } else { year - 1 };
+        let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+        let days = 365 * shifted + shifted / 4 - shifted / 100 + shifted / 400 + day_of_year - 719_468;
+        ((days * 24 + hour) * 60 + minute) * 60 + second
+    })
 }
 
 #[cfg(test)]
@@ -304,5 +307,7 @@ mod tests {
         check("Thu, 01 Jan 1970 25:00:00 UTC", None);
         check("Thu, 01 Foo 1970 00:00:00 UTC", None);
         check("Thu, 01 Jan 99999999999999999999 00:00:00 UTC", None);
+        check("Thu, 01 Jan 1970 4740679739796173:00:00 UTC", None);
+        check("Thu, 9223372036854775807 Jan 9223372036854775807 00:00:00 UTC", None);
     }
 }
