@@ -5,13 +5,13 @@
 
 use crate::clock;
 use crate::config;
+use crate::net_process::NetProcess;
 use parking_lot::Mutex;
 use poolfs_core::Digest;
 use poolfs_core::advisories::{ADVISORY_BYTES_MAX, Advisories};
 use poolfs_core::catalog::names::Uri;
 use poolfs_core::catalog::{Advised, Catalog};
 use poolfs_fs::refresh::Refresher;
-use poolfs_net::mirror::Mirror;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,15 +44,16 @@ pub struct AdvisoryKeeper {
     unfixed: bool,
     dir: PathBuf,
     catalog: Arc<Catalog>,
-    mirror: Arc<Mirror>,
+    /// Fetches what is at URLs.
+    process: NetProcess,
     shown: Mutex<Vec<Source>>,
 }
 
 impl AdvisoryKeeper {
     /// Keeps what `config` names, with copies below `state_dir`.
-    pub fn new(config: &config::Apt, state_dir: &Path, catalog: Arc<Catalog>, mirror: Arc<Mirror>) -> Arc<Self> {
+    pub fn new(config: &config::Apt, state_dir: &Path, catalog: Arc<Catalog>, process: NetProcess) -> Arc<Self> {
         let (sources, unfixed, dir) = (config.advisories.clone(), config.advisories_unfixed, state_dir.join("advisories"));
-        Arc::new(Self { sources, unfixed, dir, catalog, mirror, shown: Mutex::default() })
+        Arc::new(Self { sources, unfixed, dir, catalog, process, shown: Mutex::default() })
     }
 
     /// What is known of each.
@@ -123,7 +124,7 @@ impl AdvisoryKeeper {
     /// Fetches a URL to its copy, if it is one that can be read.
     async fn fetch(&self, url: &str) -> Result<(), String> {
         let proxy = self.catalog.proxy(&Uri::parse(url));
-        let bytes = self.mirror.document(url, proxy.as_deref(), ADVISORY_BYTES_MAX).await?;
+        let bytes = self.process.document(url, proxy.as_deref(), ADVISORY_BYTES_MAX).await?;
         let (dir, path) = (self.dir.clone(), self.path(url));
         let kept = tokio::task::spawn_blocking(move || {
             Advisories::read(bytes.as_slice()).map_err(|err| err.to_string())?;

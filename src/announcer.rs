@@ -1,105 +1,85 @@
-//! Tells the node which files it is to announce: it asks the store, and hands over plain keys.
+//! Tells the network process which files it is to announce: it asks the store, and hands over plain keys.
 //!
 //! One task. It looks whether the store has changed, asks it for what is shared, chooses by the configuration, and replaces the node's set
-//! when that is another one than before. The node itself announces what is new, refreshes the rest and withdraws what fell away.
+//! when that is another one than before, or the process is. The node itself announces what is new, refreshes the rest and withdraws what
+//! fell away.
 
 use crate::apt_names::AptNames;
-use crate::config::{Announce, Network};
+use crate::config::Announce;
+use crate::net_process::NetProcess;
+use crate::wire::{Announced, ToNet};
 use anyhow::Result;
-use parking_lot::Mutex;
 use poolfs_core::Digest;
 use poolfs_core::store::{Shared, Sharing, Store};
 use poolfs_fs::names::Names;
-use poolfs_net::dht::{ANNOUNCE_KEYS_MAX, AnnounceKey, AnnounceMode, Offer, select};
-use poolfs_net::krpc::{FLAG_PARTIAL, FLAG_REACHABLE, Id, Pv};
-use poolfs_net::node::Dht;
-use std::collections::BTreeSet;
+use poolfs_net::dht::{ANNOUNCE_KEYS_MAX, AnnounceMode, Offer, select};
+use poolfs_net::krpc::Id;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 /// How often the store is asked whether it has changed; files that arrive together are announced together.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Files that are arriving and are announced with the partial flag; more are not told of.
+/// Files that are arriving and are announced as parts; more are not told of.
 const ARRIVING_MAX: usize = 64;
 
 /// What is told to strangers.
 const FOR_STRANGERS: [Sharing; 2] = [Sharing::Announced, Sharing::Available];
 
-/// The files that are arriving from peers.
-#[derive(Debug, Default)]
-pub struct Arriving {
-    digests: Mutex<BTreeSet<Digest>>,
-    changed: Notify,
-}
-
-impl poolfs_net::swarm::driver::Announcer for Arriving {
-    fn begun(&self, digest: Digest, _size: u64) {
-        let mut digests = self.digests.lock();
-        if digests.len() < ARRIVING_MAX {
-            digests.insert(digest);
-            self.changed.notify_one();
-        }
-    }
-
-    fn ended(&self, digest: Digest) {
-        if self.digests.lock().remove(&digest) {
-            self.changed.notify_one();
-        }
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Announcer {
     store: Arc<Store>,
-    arriving: Arc<Arriving>,
-    dht: Dht,
+    process: NetProcess,
     /// Judges what is arriving: it has no record yet.
     names: Arc<AptNames>,
     mode: AnnounceMode,
-    /// A node on a public network announces only after somebody dialled it.
-    flags: u64,
     /// [`Store::changes`] at the last look.
     seen: Option<u64>,
-    /// Key, and whether of a part only.
-    told: Vec<(Id, bool)>,
+    arriving: watch::Receiver<Vec<Digest>>,
+    /// Which process was told.
+    number: u64,
+    /// What it was told.
+    told: Option<Vec<Announced>>,
 }
 
 impl Announcer {
-    /// Announces what `announce` says of `store`, and what is `arriving`, at `dht`, on such a network.
-    pub fn new(store: Arc<Store>, arriving: Arc<Arriving>, names: Arc<AptNames>, dht: Dht, announce: Announce, network: Network) -> Self {
-        let flags = match network {
-            Network::Private => 0,
-            Network::Public => FLAG_REACHABLE,
-        };
-        Self { store, arriving, dht, names, mode: mode(announce), flags, seen: None, told: Vec::new() }
+    /// Announces by `process` what `announce` says of `store`, and what is arriving there.
+    pub fn new(store: Arc<Store>, process: NetProcess, names: Arc<AptNames>, announce: Announce) -> Self {
+        let arriving = process.arriving();
+        Self { store, process, names, mode: mode(announce), seen: None, arriving, number: 0, told: None }
     }
 
-    /// Goes on until the node ends.
+    /// Goes on for ever.
     pub async fn run(mut self) {
         loop {
             if let Err(err) = self.look().await {
-                // The next change tries again: a full disk, or the node's end.
+                // The next change tries again: a full disk, or the end of the process.
                 tracing::warn!("announce what is here: {err:#}");
             }
-            let arriving = Arc::clone(&self.arriving);
+            let process = self.process.clone();
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
-                () = arriving.changed.notified() => self.seen = None,
+                Ok(()) = self.arriving.changed() => self.seen = None,
+                _ = process.next_link(self.number) => {}
             }
         }
     }
 
     /// Replaces the node's set if what is shared has changed.
     async fn look(&mut self) -> Result<()> {
+        let Some(link) = self.process.link() else { return Ok(()) };
+        if self.number != link.number {
+            (self.number, self.seen, self.told) = (link.number, None, None);
+        }
         let changes = self.store.changes();
         if self.seen.replace(changes) == Some(changes) || self.mode == AnnounceMode::None {
             return Ok(());
         }
         let (store, mode) = (Arc::clone(&self.store), self.mode);
-        let (names, arriving) = (Arc::clone(&self.names), self.arriving.digests.lock().clone());
+        let names = Arc::clone(&self.names);
+        let arriving: Vec<Digest> = self.arriving.borrow_and_update().iter().take(ARRIVING_MAX).copied().collect();
         let (whole, arriving) = tokio::task::spawn_blocking(move || {
             // What strangers may not have when it is here is not told of before.
             let may = |digest: &Digest| Ok(FOR_STRANGERS.contains(&names.judge(digest, 0, true)?));
@@ -107,17 +87,13 @@ impl Announcer {
             Ok::<_, anyhow::Error>((wanted(&store, mode)?, arriving.collect::<Result<Vec<Id>>>()?))
         })
         .await??;
-        let mut keys: Vec<(Id, bool)> = arriving.into_iter().filter(|key| !whole.contains(key)).map(|key| (key, true)).collect();
-        keys.extend(whole.into_iter().map(|key| (key, false)));
+        let part = arriving.into_iter().filter(|key| !whole.contains(key)).map(|key| Announced { key: key.0, part: true });
+        let mut keys: Vec<Announced> = part.collect();
+        keys.extend(whole.iter().map(|key| Announced { key: key.0, part: false }));
         keys.truncate(ANNOUNCE_KEYS_MAX);
-        if keys != self.told {
-            let pv = Pv { key: self.dht.signing_key().verifying_key().to_bytes(), flags: self.flags, deltas: Vec::new() };
-            let part = Pv { flags: self.flags | FLAG_PARTIAL, ..pv.clone() };
-            let pv = |is_part: bool| Some(if is_part { part.clone() } else { pv.clone() });
-            let announces = keys.iter().map(|(key, is_part)| AnnounceKey { key: *key, pv: pv(*is_part) }).collect();
-            self.dht.set_announces(announces).await?;
-            tracing::debug!(keys = keys.len(), "announcing");
-            self.told = keys;
+        // One that is gone has a successor, which is told everything.
+        if self.told.as_ref() != Some(&keys) && link.tell(&ToNet::Announce(keys.clone())).await.is_ok() {
+            self.told = Some(keys);
         }
         Ok(())
     }

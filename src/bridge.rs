@@ -1,8 +1,8 @@
-//! Joins the mounts to the network: the mounts' [`Source`] made of the network side's swarm, and the swarm's finder made of
-//! the node.
+//! Joins the mounts' border to the network, inside of the network process: a [`Source`] made of the swarm, and the swarm's
+//! finder made of the node.
 //!
-//! Only plain values and descriptors go through. Each want is one task on the runtime; when the mounts drop its receiver,
-//! the task and its connections end.
+//! Only plain values and descriptors go through. Each want is one task on the runtime; when its receiver is dropped, the
+//! task and its connections end.
 
 use poolfs_core::Digest;
 use poolfs_fs::source::{Audience, DELIVERIES_WAITING_MAX, Delivery, Giver, Purpose, Source, SourceError, Verdict, Want};
@@ -207,7 +207,7 @@ mod tests {
             mirror: Arc::new(Mirror::new(MirrorLimits::default())),
             client: PeerClient::new(ClientLimits::default()),
             finder: Arc::new(NodeFinder::new(None)),
-            announcer: Arc::new(crate::announcer::Arriving::default()),
+            announcer: Arc::new(crate::net_side::Arriving::default()),
             partials: Arc::new(Partials::default()),
             netdb: None,
             spill_dir: dir.to_owned(),

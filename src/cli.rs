@@ -207,6 +207,12 @@ pub enum Command {
         #[arg(long, num_args = 3)]
         only: Vec<String>,
     },
+    /// The process that talks to the network; started by `serve`, by whose socket it does everything
+    #[command(hide = true)]
+    ServeNet {
+        /// Its directory
+        dir: PathBuf,
+    },
 }
 
 fn role(word: &str) -> Result<Role, String> {

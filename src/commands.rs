@@ -69,6 +69,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::LogLevel { level, common } => crate::config_cmd::log_level(&load(&common)?, level),
         Command::Dht(args) => crate::dht_cmd::run(args),
         Command::Serve { common, only } => serve(&common, only),
+        Command::ServeNet { dir: _ } => crate::net_main::main().map(|()| ExitCode::SUCCESS),
     }
 }
 

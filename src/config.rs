@@ -11,7 +11,7 @@ use poolfs_core::Role;
 use poolfs_core::catalog::private::Pattern;
 use poolfs_core::catalog::{AptConfig, CatalogError};
 use poolfs_net::fleet::wire::ZONE_BYTES_MAX;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -170,7 +170,7 @@ pub struct Fs {
 }
 
 /// Patience with the mirror.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mirror {
     /// Seconds until a connection must stand.
@@ -184,7 +184,7 @@ pub struct Mirror {
 }
 
 /// Peers.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Net {
     /// One port for TCP (pieces) and UDP (KRPC).
@@ -231,7 +231,7 @@ pub struct Fleet {
 }
 
 /// Which of the files that may be shared are announced; at most 600, the newest and largest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Announce {
     /// Those over 512 KiB.
@@ -245,7 +245,7 @@ pub enum Announce {
 }
 
 /// What kind of network the peers are on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
     /// A LAN or a company's network: private addresses are believed, nobody else is asked.

@@ -1,24 +1,27 @@
 //! The serving process: wires the parts together and owns the runtime.
 //!
-//! Order of the start: the control socket (so that two daemons cannot share a database), the network's node, the
+//! Order of the start: the control socket (so that two daemons cannot share a database), the network process, the
 //! directories beneath the mounts, the database, apt's configuration, the mounts; only then, while everything is served already, the catalog is
 //! brought up to date and files that changed meanwhile are hashed.
 
+mod network;
 mod requests;
 
 use crate::advisories::{self, AdvisoryKeeper};
 use crate::apt_names::AptNames;
-use crate::bridge::NetSource;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
-use crate::control::{self, Download, MountStatus, Reply, Request, Seen, SourceBytes, Status, Uploaded, Verified, Why};
+use crate::control::{self, Download, MountStatus, Reply, Request, Seen, SourceBytes, Status, Verified, Why};
+use crate::errands::Errands;
 use crate::lists_age::ListsAge;
 use crate::logging;
 use crate::mount_words::{self, Words};
-use crate::net_side::{NetNode, NetSide};
+use crate::net_process::NetProcess;
 use crate::shelf::StoreShelf;
 use crate::supervise::Report;
+use crate::wire::NetStatus;
 use anyhow::{Context, Result, bail};
+use network::Network;
 use parking_lot::Mutex;
 use poolfs_core::catalog::apt_config::{Environment, Options};
 use poolfs_core::catalog::{AptConfig, Catalog, Vanished};
@@ -31,11 +34,6 @@ use poolfs_fs::repair::{RepairLimits, Repairer};
 use poolfs_fs::source::Source;
 use poolfs_fs::tree::{Tree, TreeParts};
 use poolfs_fs::{FsError, verify};
-use poolfs_net::fleet::Fleet;
-use poolfs_net::mirror::{Mirror, MirrorLimits};
-use poolfs_net::node::Snapshot;
-use poolfs_net::peer::PeerServer;
-use poolfs_net::swarm::driver::Swarm;
 use rustix::fs::{Mode, OFlags};
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -80,13 +78,8 @@ struct Daemon {
     advisories: Arc<AdvisoryKeeper>,
     /// What was found wrong behind the start: files that could not be read or recorded, a damaged database.
     background_problems: Mutex<Vec<String>>,
-    /// The network's node; `None` where it could not be started.
-    node: Option<NetNode>,
-    /// The fleet, where this machine is of one.
-    fleet: Option<Fleet>,
-    /// What gives files to peers; `None` where it could not be started.
-    server: Option<PeerServer>,
-    swarm: Arc<Swarm>,
+    /// What talks to the network.
+    process: NetProcess,
     stop: watch::Sender<bool>,
 }
 
@@ -99,35 +92,35 @@ struct Joining {
 
 /// Serves until everything is unmounted or it is told to end.
 pub fn serve(config: Config) -> Result<()> {
+    let errands = Errands::start().context("start a thread")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
-        .thread_name("poolfs-net")
+        .thread_name("poolfs-run")
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(serve_here(config));
+    let result = runtime.block_on(serve_here(config, errands));
     runtime.shutdown_timeout(RUNTIME_PATIENCE);
     result
 }
 
-async fn serve_here(config: Config) -> Result<()> {
+async fn serve_here(config: Config, errands: Errands) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let server = Server::bind(&config.control.socket)?;
-    let mut net = NetSide::start(&config).await;
-    let daemon = start(config, &mut net)?;
-    // Who announces what nobody can get from it costs others their time.
-    if daemon.server.is_some() {
+    let mut net = Network::start(&config, errands);
+    let daemon = start(config, &net)?;
+    {
         let refresher = Arc::clone(daemon.mounts.lock().refresher());
         let (store, catalog) = (Arc::clone(&daemon.store), Arc::clone(&daemon.catalog));
-        let names = Arc::clone(&daemon.names);
-        net.announce(Arc::clone(&store), names, &daemon.config.net, &daemon.config.fleet, &refresher.judged());
+        net.announce(Arc::clone(&store), Arc::clone(&daemon.names), &daemon.config, &refresher.judged());
         net.judge(ListsAge { catalog, store, refresher: Arc::clone(&refresher) }, Arc::clone(&daemon.advisories), refresher);
     }
     let mut ended = daemon.mounts.lock().ended();
     daemon.report_mounted(|_| true)?;
     let settling = tokio::spawn(settle(Arc::clone(&daemon)));
+    daemon.process.settled().await;
     Report::Ready.send();
     let mut stopping = daemon.stop.subscribe();
     let mut requests = Box::pin(server.run(Arc::clone(&daemon) as Arc<dyn Handler>));
@@ -187,7 +180,7 @@ async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
 }
 
 /// Brings everything up and mounts.
-fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
+fn start(config: Config, net: &Network) -> Result<Arc<Daemon>> {
     let started = Instant::now();
     let specs = config.mounts.iter().map(|mount| spec(mount, &config.fs)).collect::<Result<Vec<_>>>()?;
     let prepared = prepare(&specs, &config.store.cache_dir)?;
@@ -204,12 +197,10 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
     let lists_directory = apt.lists_directory();
     let catalog = Arc::new(Catalog::open(Arc::clone(store.db()), apt)?);
     let runtime = tokio::runtime::Handle::current();
-    let mirror = Arc::new(Mirror::new(mirror_limits(&config.mirror)));
-    let advisories = AdvisoryKeeper::new(&config.apt, &config.store.state_dir, Arc::clone(&catalog), Arc::clone(&mirror));
+    let advisories = AdvisoryKeeper::new(&config.apt, &config.store.state_dir, Arc::clone(&catalog), net.process.clone());
     // Before anything is judged.
     advisories.read();
-    let swarm = net.swarm(mirror, &config)?;
-    let source: Arc<dyn Source> = Arc::new(NetSource::new(Arc::clone(&swarm), runtime.clone()));
+    let source: Arc<dyn Source> = Arc::new(net.process.clone());
     let fetcher = Fetcher::new(Arc::clone(&incoming), Arc::clone(&source), runtime.clone(), FetchLimits::default());
     let lists_elsewhere = match prepared.mounts.iter().any(|mount| mount.spec.role == Role::Lists) {
         true => None,
@@ -229,7 +220,7 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
     let shelf = shelf(&store, &objects, &prepared.mounts)?;
     let mounts = Mounts::mount(prepared.mounts, &parts, true, config.fs.threads)?;
     let shelf = Arc::new(shelf.after(mounts.refresher().judged()));
-    let server = net.serve(Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>, &config.net);
+    net.process.give_from(Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>);
     let daemon = Daemon {
         read_last: Mutex::new(config.origin.clone()),
         config,
@@ -245,11 +236,8 @@ fn start(config: Config, net: &mut NetSide) -> Result<Arc<Daemon>> {
         shelf,
         names,
         advisories,
-        background_problems: Mutex::new(net.problems().to_vec()),
-        node: net.node().cloned(),
-        fleet: net.fleet().cloned(),
-        server,
-        swarm,
+        background_problems: Mutex::new(net.problems.clone()),
+        process: net.process.clone(),
         stop: watch::Sender::new(false),
     };
     Ok(Arc::new(daemon))
@@ -260,30 +248,6 @@ fn shelf(store: &Arc<Store>, objects: &Arc<Objects>, mounts: &[PreparedMount]) -
     let dir = |mount: &PreparedMount| Ok((mount.spec.role, mount.dir.try_clone()?));
     let dirs = mounts.iter().map(dir).collect::<std::io::Result<_>>().context("open the covered directories once more")?;
     Ok(StoreShelf::new(Arc::clone(store), Arc::clone(objects), dirs))
-}
-
-fn mirror_limits(config: &config::Mirror) -> MirrorLimits {
-    MirrorLimits {
-        connect: Duration::from_secs(config.connect_timeout_s),
-        first_byte: Duration::from_secs(config.first_byte_timeout_s),
-        stall: Duration::from_secs(config.stall_timeout_s),
-        rate_bytes_s_min: config.rate_min_bytes_s,
-        ..MirrorLimits::default()
-    }
-}
-
-fn uploaded(server: &PeerServer) -> Uploaded {
-    let counters = server.counters();
-    Uploaded {
-        listening: server.local().to_vec(),
-        bytes: counters.bytes,
-        bytes_outside: counters.bytes_outside,
-        answered: counters.answered,
-        not_found: counters.not_found,
-        refused: counters.refused,
-        damaged: counters.damaged,
-        connections: counters.connections,
-    }
 }
 
 /// apt's lists directory where it is not mounted over; only packages that are not here yet depend on it.
@@ -451,7 +415,7 @@ impl Daemon {
         self.mounts.lock().trees().cloned().collect()
     }
 
-    fn status(&self, node: Option<Snapshot>) -> Result<Status> {
+    fn status(&self, net: NetStatus) -> Result<Status> {
         let stats = self.mounts.lock().stats()?;
         let hashed = stats.iter().map(|mount| mount.files_hashed).sum();
         let mut withheld_by = stats.iter().map(|mount| self.store.kept_back(mount.role)).collect::<Result<Vec<_>, _>>()?.into_iter();
@@ -483,11 +447,17 @@ impl Daemon {
             hashed,
             objects_bytes: self.objects.bytes(),
             objects_quota_bytes: self.objects.quota(),
-            node,
-            fleet_members: self.fleet.as_ref().map_or(0, |fleet| fleet.members() + 1),
-            uploaded: self.server.as_ref().map(uploaded).unwrap_or_default(),
+            node: net.node,
+            fleet_members: net.fleet_members,
+            uploaded: net.uploaded,
             advisories: self.advisories.shown().iter().map(advisories::line).collect(),
-            problems: self.names.problems().into_iter().chain(self.background_problems.lock().iter().cloned()).collect(),
+            problems: self
+                .names
+                .problems()
+                .into_iter()
+                .chain(net.problems)
+                .chain(self.background_problems.lock().iter().cloned())
+                .collect(),
         })
     }
 
@@ -540,7 +510,7 @@ impl Daemon {
     }
 
     /// Where a file below a mount came from, or one of which only the digest is known.
-    fn why(&self, file: &Path) -> Result<Why> {
+    fn why(&self, file: &Path) -> Result<(Why, Option<Digest>)> {
         let mut why = Why { file: file.to_owned(), ..Why::default() };
         let digest = match file.to_str().and_then(|text| text.parse::<Digest>().ok()) {
             Some(digest) => Some(digest),
@@ -562,9 +532,8 @@ impl Daemon {
                 record.digest
             }
         };
-        why.history = digest.and_then(|digest| self.swarm.why(&digest));
         why.digest = digest.map(|digest| digest.to_string());
-        Ok(why)
+        Ok((why, digest))
     }
 
     fn paths(&self) -> Vec<PathBuf> {
@@ -577,19 +546,18 @@ impl Handler for Daemon {
         Box::pin(async move {
             match request {
                 control::Request::Status => {
-                    let node = match &self.node {
-                        // A node that ended has nothing to tell.
-                        Some(node) => node.dht.status().await.ok(),
-                        None => None,
-                    };
+                    let net = self.process.status().await;
                     let daemon = Arc::clone(&self);
-                    let status = tokio::task::spawn_blocking(move || daemon.status(node)).await.context("count files")??;
+                    let status = tokio::task::spawn_blocking(move || daemon.status(net)).await.context("count files")??;
                     replies.send(Reply::Status(Box::new(status))).await.context("the client went away")
                 }
-                control::Request::Peers => replies.send(Reply::Peers(self.swarm.peers())).await.context("the client went away"),
+                control::Request::Peers => replies.send(Reply::Peers(self.process.peers().await?)).await.context("the client went away"),
                 control::Request::Why { file } => {
                     let (daemon, asked) = (Arc::clone(&self), file.clone());
-                    let why = tokio::task::spawn_blocking(move || daemon.why(&asked)).await.context("look the file up")??;
+                    let (mut why, digest) = tokio::task::spawn_blocking(move || daemon.why(&asked)).await.context("look the file up")??;
+                    if let Some(digest) = digest {
+                        why.history = self.process.why(digest).await;
+                    }
                     replies.send(Reply::Why(Box::new(why))).await.context("the client went away")
                 }
                 control::Request::Mount { role, path, options, remount, seen } => {
@@ -602,7 +570,11 @@ impl Handler for Daemon {
                     replies.send(Reply::Collected(collected)).await.context("the client went away")
                 }
                 control::Request::Reload => replies.send(Reply::Reloaded(self.reload()?)).await.context("the client went away"),
-                control::Request::LogLevel { level } => logging::set(&level),
+                control::Request::LogLevel { level } => {
+                    logging::set(&level)?;
+                    self.process.log(&level);
+                    Ok(())
+                }
                 control::Request::Down => {
                     unmount(&self).await?;
                     self.stop.send_replace(true);

@@ -265,7 +265,7 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     let socket = &socket_or_default(socket, &config);
     let options = NodeOptions { discovery: join.discovery(&config)?, ..NodeOptions::new(listen, network) };
     let dht = Dht::start(options, Some(netdb)).await?;
-    let status = status::Server::bind(socket, dht.clone())?;
+    let status = status::Server::bind(socket)?;
     let bound: Vec<SocketAddr> = Family::ALL.into_iter().filter_map(|family| dht.local(family)).collect();
     // On a public network a node counts only after another one could open a TCP connection to its port.
     let mut doors = JoinSet::new();
@@ -283,7 +283,7 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     tokio::select! {
         _ = stop.recv() => {}
         _ = interrupt.recv() => {}
-        failed = status.run() => failed?,
+        failed = status.run(|| async { Ok(Some(dht.status().await?)) }) => failed?,
     }
     dht.shutdown().await;
     Ok(ExitCode::SUCCESS)

@@ -1,12 +1,13 @@
 //! Tells the fleet which files are here: all that its members may have, and what came and went since.
 //!
-//! One task. It looks whether the store has changed, asks it for what members may have, and hands over the difference.
+//! One task. It looks whether the store has changed, asks it for what members may have, and hands the difference over to the
+//! network process; to another process everything.
 
+use crate::net_process::NetProcess;
+use crate::wire::{Arrived, DIGESTS_MAX, ToNet};
 use anyhow::Result;
 use poolfs_core::Digest;
 use poolfs_core::store::{Sharing, Store};
-use poolfs_net::fleet::Fleet;
-use poolfs_net::swarm::FileShape;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,16 +22,18 @@ const FOR_MEMBERS: [Sharing; 3] = [Sharing::Announced, Sharing::Available, Shari
 #[derive(Debug)]
 pub struct Holdings {
     store: Arc<Store>,
-    fleet: Fleet,
+    process: NetProcess,
     /// [`Store::changes`] at the last look.
     seen: Option<u64>,
+    /// Which process was told.
+    number: u64,
     told: HashMap<Digest, u64>,
 }
 
 impl Holdings {
-    /// Tells `fleet` of what `store` has.
-    pub fn new(store: Arc<Store>, fleet: Fleet) -> Self {
-        Self { store, fleet, seen: None, told: HashMap::new() }
+    /// Tells the fleet of `process` of what `store` has.
+    pub fn new(store: Arc<Store>, process: NetProcess) -> Self {
+        Self { store, process, seen: None, number: 0, told: HashMap::new() }
     }
 
     /// Goes on for ever.
@@ -40,11 +43,20 @@ impl Holdings {
                 // The next change tries again.
                 tracing::warn!("tell the fleet what is here: {err:#}");
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            let process = self.process.clone();
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                _ = process.next_link(self.number) => {}
+            }
         }
     }
 
     async fn look(&mut self) -> Result<()> {
+        let Some(link) = self.process.link() else { return Ok(()) };
+        if self.number != link.number {
+            (self.number, self.seen) = (link.number, None);
+            self.told.clear();
+        }
         let changes = self.store.changes();
         if self.seen.replace(changes) == Some(changes) {
             return Ok(());
@@ -53,14 +65,16 @@ impl Holdings {
         let here = tokio::task::spawn_blocking(move || here(&store)).await??;
         let gone: Vec<Digest> = self.told.keys().filter(|digest| !here.contains_key(digest)).copied().collect();
         let new = here.iter().filter(|(digest, _)| !self.told.contains_key(digest));
-        let new: Vec<FileShape> = new.map(|(digest, size)| FileShape::of(*digest, *size)).collect();
+        let new: Vec<Arrived> = new.map(|(digest, size)| Arrived { digest: *digest, size: *size }).collect();
+        let gone = gone.chunks(DIGESTS_MAX).map(|gone| ToNet::Holdings { new: Vec::new(), gone: gone.to_vec() });
+        let new = new.chunks(DIGESTS_MAX).map(|new| ToNet::Holdings { new: new.to_vec(), gone: Vec::new() });
+        for message in gone.chain(new) {
+            // One that is gone has a successor, which is told everything.
+            if link.tell(&message).await.is_err() {
+                return Ok(());
+            }
+        }
         self.told = here;
-        if !gone.is_empty() {
-            self.fleet.gone(gone).await;
-        }
-        if !new.is_empty() {
-            self.fleet.arrived(new).await;
-        }
         Ok(())
     }
 }

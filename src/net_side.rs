@@ -1,33 +1,29 @@
-//! The network side of the daemon: the DHT's node, its database, its status socket, and what it announces.
+//! The network side, inside of the network process: the DHT's node, its database, the fleet, downloads and the server.
 //!
-//! It is there for the mounts, never the other way round: what goes wrong here is a line in the status, and the files come
-//! from the mirror. It begins before the mounts, so that their source may ask it, and ends after them.
+//! What goes wrong here is a line in the status, and the files come from the mirror.
 
-use crate::advisories::AdvisoryKeeper;
-use crate::announcer::{Announcer, Arriving};
-use crate::apt_names::AptNames;
 use crate::bridge::NodeFinder;
-use crate::config::{self, Config};
-use crate::dht_cmd;
-use crate::holdings::Holdings;
-use crate::lists_age::ListsAge;
+use crate::config;
+use crate::wire::{Announced, FromNet, Outlet, Setup};
 use anyhow::Result;
-use poolfs_core::store::Store;
-use poolfs_fs::refresh::Refresher;
-use poolfs_net::dht::Family;
+use parking_lot::Mutex;
+use poolfs_core::Digest;
+use poolfs_net::dht::{AnnounceKey, Family};
 use poolfs_net::discovery::{DiscoveryConfig, Links};
 use poolfs_net::fleet::auth::FleetKey;
 use poolfs_net::fleet::{Fleet, FleetOptions};
+use poolfs_net::krpc::{FLAG_PARTIAL, FLAG_REACHABLE, Id, Pv};
 use poolfs_net::mirror::Mirror;
 use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, NodeOptions, expand_listen};
 use poolfs_net::peer::{ClientLimits, Near, NoFacts, Partials, PeerClient, PeerServer, ServerLimits, ServerParts, Shelf};
 use poolfs_net::swarm::driver::{Swarm, SwarmParts};
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 /// How long the end waits for the routing tables to be saved.
@@ -42,6 +38,45 @@ pub struct NetNode {
     pub netdb: Arc<NetDb>,
 }
 
+/// Files that are arriving and are announced with the partial flag; more are not told of.
+const ARRIVING_MAX: usize = 64;
+
+/// The files that are arriving and that peers may know of.
+#[derive(Debug, Default)]
+pub struct Arriving {
+    digests: Mutex<BTreeSet<Digest>>,
+    changed: Notify,
+}
+
+impl poolfs_net::swarm::driver::Announcer for Arriving {
+    fn begun(&self, digest: Digest, _size: u64) {
+        let mut digests = self.digests.lock();
+        if digests.len() < ARRIVING_MAX {
+            digests.insert(digest);
+            self.changed.notify_one();
+        }
+    }
+
+    fn ended(&self, digest: Digest) {
+        if self.digests.lock().remove(&digest) {
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl Arriving {
+    /// Tells of every change, until the wire is closed.
+    async fn tell(self: Arc<Self>, outlet: Outlet) {
+        loop {
+            self.changed.notified().await;
+            let digests = self.digests.lock().iter().copied().collect();
+            if outlet.send(&FromNet::Arriving(digests), Vec::new()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct NetSide {
@@ -54,13 +89,18 @@ pub struct NetSide {
     /// Downloads that are given from while they arrive.
     partials: Arc<Partials>,
     arriving: Arc<Arriving>,
-    /// The status socket and the announcer.
+    /// A node on a public network announces only after somebody dialled it.
+    flags: u64,
     tasks: JoinSet<()>,
 }
 
 impl NetSide {
-    /// Starts a node as `[net]` says. Where it cannot, the reason is among [`Self::problems`].
-    pub async fn start(config: &Config) -> Self {
+    /// Starts a node as `setup` says. Where it cannot, the reason is among [`Self::problems`]. What arrives is told by `outlet`.
+    pub async fn start(setup: &Setup, outlet: Outlet) -> Self {
+        let flags = match setup.net.network {
+            config::Network::Private => 0,
+            config::Network::Public => FLAG_REACHABLE,
+        };
         let mut side = Self {
             node: None,
             port: None,
@@ -68,9 +108,11 @@ impl NetSide {
             problems: Vec::new(),
             partials: Arc::default(),
             arriving: Arc::default(),
+            flags,
             tasks: JoinSet::new(),
         };
-        let node = match start_node(config).await {
+        side.tasks.spawn(Arc::clone(&side.arriving).tell(outlet));
+        let node = match start_node(setup).await {
             Ok((node, port)) => {
                 side.port = port;
                 node
@@ -80,20 +122,7 @@ impl NetSide {
                 return side;
             }
         };
-        match dht_cmd::StatusServer::bind(&status_socket(&config.control.socket), node.dht.clone()) {
-            Ok(server) => {
-                side.tasks.spawn(async move {
-                    if let Err(err) = server.run().await {
-                        tracing::warn!("the node's status socket is closed: {err:#}");
-                    }
-                });
-            }
-            Err(err) => side.problem(format!("`poolfs dht status` does not answer: {err:#}")),
-        }
-        match start_fleet(&node, &config.fleet).await {
-            Ok(fleet) => side.fleet = fleet,
-            Err(err) => side.problem(format!("no fleet: {err}; then `poolfs down` and `poolfs up`")),
-        }
+        side.fleet = start_fleet(&node, setup).await;
         side.node = Some(node);
         side
     }
@@ -113,38 +142,22 @@ impl NetSide {
         &self.problems
     }
 
-    /// Tells the fleet what `store` has, and the DHT too where this machine is to be of no fleet or its gateway, from now on.
-    /// A fleet whose key cannot be read is one all the same: its members announce nothing outside.
-    ///
-    /// Nothing is told before everything was judged: what the database says is how it was judged when the daemon last ran.
-    pub fn announce(
-        &mut self,
-        store: Arc<Store>,
-        names: Arc<AptNames>,
-        config: &config::Net,
-        fleet: &config::Fleet,
-        judged: &watch::Receiver<bool>,
-    ) {
-        if let Some(fleet) = &self.fleet {
-            self.tasks.spawn(after(judged.clone(), Holdings::new(Arc::clone(&store), fleet.clone()).run()));
+    /// Announces these keys and no others; none of them where nothing is given: who announces what nobody can get from it costs
+    /// others their time.
+    pub async fn announce(&self, keys: Vec<Announced>, is_given: bool) {
+        let Some(node) = self.node.as_ref().filter(|_| is_given) else { return };
+        let pv = Pv { key: node.dht.signing_key().verifying_key().to_bytes(), flags: self.flags, deltas: Vec::new() };
+        let part = Pv { flags: self.flags | FLAG_PARTIAL, ..pv.clone() };
+        let pv = |is_part: bool| Some(if is_part { part.clone() } else { pv.clone() });
+        let keys: Vec<_> = keys.into_iter().map(|Announced { key, part }| AnnounceKey { key: Id(key), pv: pv(part) }).collect();
+        tracing::debug!(keys = keys.len(), "announcing");
+        if let Err(err) = node.dht.set_announces(keys).await {
+            tracing::warn!("announce what is here: {err}");
         }
-        if let Some(node) = self.node.as_ref().filter(|_| fleet.gateway || fleet.key_file.is_none()) {
-            let arriving = Arc::clone(&self.arriving);
-            self.tasks.spawn(after(
-                judged.clone(),
-                Announcer::new(store, arriving, names, node.dht.clone(), config.announce, config.network).run(),
-            ));
-        }
-    }
-
-    /// Has what is here judged again when its lists have grown old, or other advisories are there.
-    pub fn judge(&mut self, lists: ListsAge, advisories: Arc<AdvisoryKeeper>, refresher: Arc<Refresher>) {
-        self.tasks.spawn(lists.run());
-        self.tasks.spawn(advisories.run(refresher));
     }
 
     /// What downloads files: from `mirror` and, where a node runs, from peers.
-    pub fn swarm(&self, mirror: Arc<Mirror>, config: &Config) -> Result<Arc<Swarm>> {
+    pub fn swarm(&self, mirror: Arc<Mirror>, setup: &Setup) -> Result<Arc<Swarm>> {
         let parts = SwarmParts {
             mirror,
             client: PeerClient::new(ClientLimits::default()),
@@ -152,8 +165,8 @@ impl NetSide {
             announcer: Arc::clone(&self.arriving) as Arc<dyn poolfs_net::swarm::driver::Announcer>,
             partials: Arc::clone(&self.partials),
             netdb: self.node.as_ref().map(|node| Arc::clone(&node.netdb)),
-            spill_dir: config.store.state_dir.clone(),
-            public: config.net.network == config::Network::Public,
+            spill_dir: setup.dir.clone(),
+            public: setup.net.network == config::Network::Public,
             fleet: self.fleet.clone(),
         };
         Ok(Swarm::new(parts)?)
@@ -200,29 +213,21 @@ impl NetSide {
     }
 }
 
-/// Runs `task` once everything was judged.
-async fn after(mut judged: watch::Receiver<bool>, task: impl Future<Output = ()>) {
-    // Without its sender nothing is ever judged.
-    if judged.wait_for(|judged| *judged).await.is_ok() {
-        task.await;
-    }
-}
-
 /// Ports that are tried where the configuration leaves the choice to the system.
 const PORTS_TRIED: u32 = 8;
 
 /// With port 0 the system chooses one for UDP that TCP may not have: so one of TCP is held first, until the server takes it.
-async fn start_node(config: &Config) -> Result<(NetNode, Option<TcpListener>)> {
-    let listen = config.net.listen;
+async fn start_node(setup: &Setup) -> Result<(NetNode, Option<TcpListener>)> {
+    let listen = setup.net.listen;
     if listen.port() != 0 {
-        return Ok((start_node_at(config, listen).await?, None));
+        return Ok((start_node_at(setup, listen).await?, None));
     }
     let mut tries = 1;
     loop {
         // Where there is no TCP at all the server will say so.
-        let Ok(port) = TcpListener::bind(listen) else { return Ok((start_node_at(config, listen).await?, None)) };
+        let Ok(port) = TcpListener::bind(listen) else { return Ok((start_node_at(setup, listen).await?, None)) };
         let at = SocketAddr::new(listen.ip(), port.local_addr()?.port());
-        match start_node_at(config, at).await {
+        match start_node_at(setup, at).await {
             Err(err) if tries < PORTS_TRIED => tracing::debug!("port {}: {err:#}", at.port()),
             started => return Ok((started?, Some(port))),
         }
@@ -230,10 +235,10 @@ async fn start_node(config: &Config) -> Result<(NetNode, Option<TcpListener>)> {
     }
 }
 
-async fn start_node_at(config: &Config, listen: SocketAddr) -> Result<NetNode> {
-    let dir = config.store.state_dir.join("net");
+async fn start_node_at(setup: &Setup, listen: SocketAddr) -> Result<NetNode> {
+    let dir = setup.dir.clone();
     let netdb = Arc::new(tokio::task::spawn_blocking(move || NetDb::open(&dir)).await??);
-    let net = &config.net;
+    let net = &setup.net;
     let bootstrap = net.bootstrap.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     let links = net.discovers_on(net.network).then(Links::default);
     let discovery = DiscoveryConfig { bootstrap, seeds: net.seeds.clone(), links, name_servers: Vec::new() };
@@ -242,18 +247,17 @@ async fn start_node_at(config: &Config, listen: SocketAddr) -> Result<NetNode> {
     Ok(NetNode { dht, netdb })
 }
 
-/// Joins the fleet whose key is configured.
-async fn start_fleet(node: &NetNode, config: &config::Fleet) -> Result<Option<Fleet>> {
-    let Some(key_file) = config.key_file.clone() else { return Ok(None) };
-    let key = tokio::task::spawn_blocking(move || FleetKey::load(&key_file)).await??;
-    let Some(local) = Family::ALL.into_iter().find_map(|family| node.dht.local(family)) else { return Ok(None) };
+/// Joins the fleet, where there is to be one.
+async fn start_fleet(node: &NetNode, setup: &Setup) -> Option<Fleet> {
+    let fleet = setup.fleet.as_ref()?;
+    let local = Family::ALL.into_iter().find_map(|family| node.dht.local(family))?;
     let options = FleetOptions {
-        zone: config.zone.clone(),
-        zone_local: config.zone_local,
-        seeds: config.seeds.clone(),
-        ..FleetOptions::new(Some(key), local.port())
+        zone: fleet.zone.clone(),
+        zone_local: fleet.zone_local,
+        seeds: fleet.seeds.clone(),
+        ..FleetOptions::new(Some(FleetKey::new(fleet.key)), local.port())
     };
-    Ok(Some(Fleet::start(&node.dht, options, Some(Arc::clone(&node.netdb))).await))
+    Some(Fleet::start(&node.dht, options, Some(Arc::clone(&node.netdb))).await)
 }
 
 /// The node's status socket, beside the control socket.

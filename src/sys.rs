@@ -1,10 +1,13 @@
-//! What a new process needs: this program's file, and the calls between fork and exec, the only `unsafe` of the binary.
+//! What a new process needs: this program's file, and the calls between fork and exec; and descriptors that the runtime waits
+//! for. The only `unsafe` of the binary.
 
 use anyhow::{Context as _, Result};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use tokio::io::unix::AsyncFd;
 
 /// This program. Where an upgrade has replaced it, the new one: the kernel names the old file, which is gone.
 pub fn program() -> Result<PathBuf> {
@@ -35,4 +38,11 @@ pub fn new_session(command: &mut Command) {
     unsafe {
         command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into));
     }
+}
+
+/// A descriptor that the runtime around it waits for.
+pub fn watched(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is the same open descriptor until it is dropped, and what is made here owns it.
+    let watched = unsafe { AsyncFd::register(fd) };
+    watched.map_err(std::io::Error::from)
 }

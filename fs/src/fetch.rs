@@ -45,6 +45,9 @@ use tokio::time::{Instant as TimerInstant, sleep, sleep_until};
 /// Downloads of one file with wrong bytes, after which it is given up.
 const ATTEMPTS_MAX: u32 = 2;
 
+/// Times that a download goes on after the network side went away: with the one that was started in its place.
+const LOST_MAX: u32 = 2;
+
 /// How often a digest is tried that somebody else holds.
 const BEGIN_TRIES_MAX: u32 = 100;
 
@@ -481,6 +484,8 @@ enum Stop {
     Unwanted,
     /// The bytes have another digest.
     Wrong,
+    /// The network side went away.
+    Lost,
 }
 
 impl Inner {
@@ -491,6 +496,7 @@ impl Inner {
                 Ok(fetched) => break Ok(Arc::new(fetched)),
                 Err(Stop::Error(error)) => break Err(error),
                 Err(Stop::Wrong) => break Err(FetchError::Wrong { digest }),
+                Err(Stop::Lost) => break Err(FetchError::Stopped { digest }),
                 Err(Stop::Unwanted) => self.table.lock().remove_unwanted(&download),
             };
             if stopped {
@@ -521,7 +527,7 @@ impl Inner {
         let _ = told.send(Some(outcome));
     }
 
-    /// Waits for a turn and downloads, twice if the bytes were wrong.
+    /// Waits for a turn and downloads, again if the bytes were wrong or the network side went away.
     async fn fetch(&self, download: &Arc<Download>) -> Result<Fetched, Stop> {
         let _turn = tokio::select! {
             biased;
@@ -529,10 +535,12 @@ impl Inner {
             turn = self.turns.acquire() => turn.map_err(|_| Stop::Error(FetchError::Stopped { digest: download.job.digest }))?,
         };
         download.queued.store(false, Ordering::Relaxed);
-        let mut attempt = 1;
+        let (mut attempt, mut lost) = (1, 0);
         loop {
             match self.attempt(download).await {
                 Err(Stop::Wrong) if attempt < ATTEMPTS_MAX => attempt += 1,
+                // What has arrived is here.
+                Err(Stop::Lost) if lost < LOST_MAX => lost += 1,
                 result => return result,
             }
         }
@@ -640,7 +648,8 @@ impl Inner {
                 Some(Delivery::Failed(SourceError::NotNow { why, .. })) => return Err(failed(why)),
                 // With all of it here the digest decides, not who went away.
                 Some(Delivery::Failed(SourceError::Gone)) | None if held.as_ref().is_some_and(Disk::is_complete) => return Ok(()),
-                Some(Delivery::Failed(SourceError::Gone)) | None => return Err(Stop::Error(FetchError::Stopped { digest })),
+                Some(Delivery::Failed(SourceError::Gone)) => return Err(Stop::Lost),
+                None => return Err(Stop::Error(FetchError::Stopped { digest })),
             }
         }
     }

@@ -199,8 +199,12 @@ impl Inner {
             return Err(RepairError::Unlisted { digest });
         };
         let want = Want { digest, size, urls: entry.urls, missing: vec![index], purpose: Purpose::Repair, audience: Audience::Everybody };
-        for _ in 0..ATTEMPTS_MAX {
-            let bytes = self.attempt(want.clone(), index).await?;
+        for attempt in 1..=ATTEMPTS_MAX {
+            let bytes = match self.attempt(want.clone(), index).await {
+                // The network side went away; it is started again.
+                Err(RepairError::Stopped { .. }) if attempt < ATTEMPTS_MAX => continue,
+                bytes => bytes?,
+            };
             let right = Digest::of(&bytes) == expected;
             self.source.verdict(digest, if right { Verdict::Right } else { Verdict::Wrong });
             if right {

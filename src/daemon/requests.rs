@@ -83,6 +83,7 @@ impl Daemon {
         let has = |start: &str| taken.iter().any(|key| key.starts_with(start));
         if has("log.") {
             logging::set(&new.log.level)?;
+            self.process.log(&new.log.level);
         }
         if has("store.quota") {
             self.objects.set_quota(new.store.quota);

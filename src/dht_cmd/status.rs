@@ -3,7 +3,7 @@
 //! A Unix stream socket of mode 0600. Nothing is read from it.
 
 use anyhow::{Context, Result, bail};
-use poolfs_net::node::{Dht, Snapshot};
+use poolfs_net::node::Snapshot;
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -23,12 +23,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
-    dht: Dht,
 }
 
 impl Server {
     /// Creates the socket, in place of one that a dead node left.
-    pub fn bind(path: &Path, dht: Dht) -> Result<Self> {
+    pub fn bind(path: &Path) -> Result<Self> {
         let failed = || format!("create status socket {}: give another one with --socket PATH", path.display());
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).with_context(failed)?;
@@ -41,14 +40,14 @@ impl Server {
         }
         let listener = UnixListener::bind(path).with_context(failed)?;
         fs::set_permissions(path, Permissions::from_mode(0o600)).with_context(failed)?;
-        Ok(Self { listener, path: path.to_owned(), dht })
+        Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Answers until the node ends.
-    pub async fn run(&self) -> Result<()> {
+    /// Answers what `node` says, nothing where there is none, until that is an error.
+    pub async fn run<F: Future<Output = Result<Option<Snapshot>>>>(&self, node: impl Fn() -> F) -> Result<()> {
         loop {
             let (mut stream, _) = self.listener.accept().await.context("accept on the status socket")?;
-            let snapshot = self.dht.status().await?;
+            let Some(snapshot) = node().await? else { continue };
             let mut line = serde_json::to_vec(&snapshot)?;
             line.push(b'\n');
             // A reader that went away or does not read is no matter of the node's.
@@ -79,5 +78,8 @@ pub async fn ask(path: &Path) -> Result<Snapshot> {
     let mut text = String::new();
     let reading = stream.take(SNAPSHOT_BYTES_MAX).read_to_string(&mut text).await.map(drop);
     reading.with_context(|| format!("read from {}", path.display()))?;
+    if text.is_empty() {
+        bail!("the node of {} does not run: `poolfs status` says why", path.display());
+    }
     serde_json::from_str(&text).with_context(|| format!("understand what {} answers", path.display()))
 }

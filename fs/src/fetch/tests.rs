@@ -87,6 +87,25 @@ fn place(bench: &Bench, fetched: &Fetched, name: &str) -> std::io::Result<poolfs
     fetched.place(bench.archives().as_fd(), OsStr::new(name))
 }
 
+/// The network side dies in the middle: its successor is asked for the rest only. One that dies each time is given up.
+#[tokio::test(start_paused = true)]
+async fn goes_on_with_the_next_network_side() {
+    let file = file();
+    let bench = Bench::new();
+    let source = Fake::new(&file, &[Act::Fail(2, SourceError::Gone), Act::Fail(1, SourceError::Gone), Act::GiveAll]);
+    let fetched = bench.fetcher(&source).start(job(&file, Purpose::Read)).done().await.unwrap();
+    place(&bench, &fetched, "x").unwrap();
+    assert_eq!(bench.read("x"), file);
+    assert_eq!(source.asked(), [vec![0, 1, 2, 3, 4], vec![2, 3, 4], vec![3, 4]]);
+    let bench = Bench::new();
+    let source = Fake::new(&file, &[Act::Fail(0, SourceError::Gone)]);
+    let fetcher = bench.fetcher(&source);
+    let error = fetcher.start(job(&file, Purpose::Read)).done().await.unwrap_err();
+    assert!(matches!(error, FetchError::Stopped { .. }), "{error}");
+    assert_eq!(source.asked().len(), 1 + LOST_MAX as usize);
+    assert!(!fetcher.undeliverable(&Digest::of(&file)), "it is asked for again as soon as somebody wants it");
+}
+
 /// From nothing to a file under its name, at every length at which the arithmetic can be off by one.
 #[tokio::test(start_paused = true)]
 async fn fetches_verifies_and_places() {

@@ -111,6 +111,11 @@ impl FleetKey {
         Self(key)
     }
 
+    /// Its bytes, for the process that joins.
+    pub fn to_bytes(&self) -> [u8; KEY_BYTES] {
+        self.0
+    }
+
     /// The key of the machines that have none: anybody can make its tags, and they prove nothing.
     pub fn open() -> Self {
         Self(Sha256::digest(b"poolfs-1 fleet without a key\0").into())

@@ -1,0 +1,302 @@
+//! What goes over the wire.
+
+use crate::config;
+use crate::control::Uploaded;
+use poolfs_core::{Digest, Sums};
+use poolfs_fs::source::{Delivery, Giver, SourceError, Verdict, Want};
+use poolfs_net::node::Snapshot;
+use poolfs_net::swarm::driver::{History, PeerRow};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// Questions about the shelf that may wait for their answers: more than the server of peers has places for.
+pub const FINDS_MAX: usize = 128;
+
+/// Files told of in one message.
+pub const DIGESTS_MAX: usize = 4096;
+
+/// Characters of a text for people that came over the wire.
+const TEXT_CHARS_MAX: usize = 500;
+
+/// Bytes of a host's name.
+const HOST_BYTES_MAX: usize = 255;
+
+/// What the network process is to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Setup {
+    /// Its own directory: the node's database and what is put aside of a download.
+    pub dir: PathBuf,
+    /// What is logged.
+    pub log: String,
+    /// Peers.
+    pub net: config::Net,
+    /// Patience with the mirror.
+    pub mirror: config::Mirror,
+    /// The fleet, where this machine is of one.
+    pub fleet: Option<FleetSetup>,
+}
+
+/// What a member of a fleet is.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct FleetSetup {
+    /// The fleet's key.
+    pub key: [u8; 32],
+    /// This machine's site.
+    pub zone: String,
+    /// One copy from the mirror for each zone.
+    pub zone_local: bool,
+    /// DNS names that list members.
+    pub seeds: Vec<String>,
+}
+
+impl std::fmt::Debug for FleetSetup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FleetSetup").field("zone", &self.zone).finish_non_exhaustive()
+    }
+}
+
+/// A key that the DHT is told of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Announced {
+    /// The key.
+    pub key: [u8; 20],
+    /// Only a part of the file is here.
+    pub part: bool,
+}
+
+/// A file that members of the fleet may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Arrived {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// From the mounts' side.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToNet {
+    /// The first message.
+    Setup(Box<Setup>),
+    /// A file is wanted. With a descriptor that reads what is here of it, if there is anything.
+    Want {
+        /// Names it from now on.
+        id: u64,
+        /// What is wanted.
+        want: Box<Want>,
+    },
+    /// A delivery was taken: one more may be sent.
+    Took {
+        /// Of which want.
+        id: u64,
+    },
+    /// Nobody waits for it any more.
+    Leave {
+        /// Which want.
+        id: u64,
+    },
+    /// What the delivered bytes turned out to be.
+    Verdict {
+        /// The file.
+        digest: Digest,
+        /// What it is.
+        verdict: Verdict,
+    },
+    /// Announces these keys and no others.
+    Announce(Vec<Announced>),
+    /// The fleet may have these, and those no longer.
+    Holdings {
+        /// At most [`DIGESTS_MAX`].
+        new: Vec<Arrived>,
+        /// At most [`DIGESTS_MAX`].
+        gone: Vec<Digest>,
+    },
+    /// To [`FromNet::Find`].
+    Found {
+        /// Which question.
+        id: u64,
+        /// The file's length in bytes; `None`: it cannot be had. With a descriptor that reads it, and one of its sums (see
+        /// [`sums_bytes`]) where they were asked for.
+        size: Option<u64>,
+    },
+    /// A question; one [`FromNet::Answer`] follows.
+    Ask {
+        /// Names it.
+        id: u64,
+        /// What is asked.
+        question: Question,
+    },
+    /// What is logged from now on.
+    Log(String),
+    /// Are you there?
+    Ping(u64),
+    /// Save what is to be saved, and end.
+    Stop,
+}
+
+/// What the mounts' side may ask.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// How it is.
+    Status,
+    /// Every peer that is remembered.
+    Peers,
+    /// Who gave which piece of a file.
+    Why(Digest),
+    /// A document from a URL.
+    Document {
+        /// Where it is.
+        url: String,
+        /// Through which proxy.
+        proxy: Option<String>,
+        /// A longer one is not wanted.
+        bytes_max: u64,
+    },
+}
+
+/// From the network's side.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromNet {
+    /// It is ready, with all or with some of its parts.
+    Started,
+    /// Something for a want. A piece comes with its memfd.
+    Delivery {
+        /// Which want.
+        id: u64,
+        /// What.
+        what: Delivered,
+    },
+    /// Is this file on the shelf?
+    Find {
+        /// Names the question.
+        id: u64,
+        /// Which file.
+        digest: Digest,
+        /// Who asks has shown the fleet's key.
+        fleet: bool,
+        /// Its sums are wanted too.
+        sums: bool,
+    },
+    /// A block of a file from the shelf is not what its sum says.
+    Damaged {
+        /// Which file.
+        digest: Digest,
+        /// Which block.
+        block: u64,
+    },
+    /// The files that are arriving and that peers may know of.
+    Arriving(Vec<Digest>),
+    /// To [`ToNet::Ask`].
+    Answer {
+        /// Which question.
+        id: u64,
+        /// The answer.
+        answer: Answer,
+    },
+    /// To [`ToNet::Ping`].
+    Pong(u64),
+}
+
+/// An answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Question::Status`].
+    Status(Box<NetStatus>),
+    /// To [`Question::Peers`].
+    Peers(Vec<PeerRow>),
+    /// To [`Question::Why`].
+    Why(Option<History>),
+    /// To [`Question::Document`]: it is in the descriptor, or a reason for people.
+    Document(Result<(), String>),
+}
+
+/// How the network's side is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NetStatus {
+    /// The DHT's node; `None` where it does not run.
+    pub node: Option<Snapshot>,
+    /// Live members of the fleet, this machine among them; 0 where it is of none.
+    pub fleet_members: usize,
+    /// What was given to peers.
+    pub uploaded: Uploaded,
+    /// What could not be started, a line each with its remedy.
+    pub problems: Vec<String>,
+}
+
+/// A delivery without its descriptor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivered {
+    /// A piece.
+    Piece {
+        /// Which one.
+        index: u32,
+        /// Who gave it.
+        giver: Giver,
+    },
+    /// Bytes arrived that are compared.
+    Checking {
+        /// How many.
+        bytes: u64,
+    },
+    /// All was delivered.
+    Done,
+    /// Nobody delivers the rest.
+    Failed(SourceError),
+}
+
+impl Delivered {
+    /// A delivery and its descriptors.
+    pub fn of(delivery: Delivery) -> (Self, Vec<OwnedFd>) {
+        match delivery {
+            Delivery::Piece { index, bytes, giver } => (Self::Piece { index, giver }, vec![bytes]),
+            Delivery::Checking { bytes } => (Self::Checking { bytes }, Vec::new()),
+            Delivery::Done => (Self::Done, Vec::new()),
+            Delivery::Failed(error) => (Self::Failed(error), Vec::new()),
+        }
+    }
+
+    /// Whether nothing follows it.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Done | Self::Failed(_))
+    }
+}
+
+/// Whether a giver's name is one.
+pub fn is_giver(giver: &Giver) -> bool {
+    match giver {
+        Giver::Mirror(host) => host.len() <= HOST_BYTES_MAX && !host.chars().any(char::is_control),
+        Giver::Peer(_) | Giver::Delta => true,
+    }
+}
+
+/// A text that came over the wire, so that it can be printed on one line.
+pub fn plain_text(text: &str) -> String {
+    text.chars().take(TEXT_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The sums of a file as the bytes of a memfd: SHA-256 of each piece, then BLAKE3 of each block.
+pub fn sums_bytes(sums: &Sums) -> Vec<u8> {
+    let pieces = sums.pieces.iter().flat_map(|piece| piece.0);
+    pieces.chain(sums.blocks.iter().flat_map(|block| block.0)).collect()
+}
+
+/// Reads [`sums_bytes`].
+pub fn read_sums(digest: Digest, size: u64, bytes: &[u8]) -> io::Result<Sums> {
+    use poolfs_core::BlockSum;
+    use poolfs_core::piece::{self, BLOCK_BYTES, PIECE_BYTES};
+    let (chunks, rest) = bytes.as_chunks::<32>();
+    let (pieces, blocks) = (piece::count(size, PIECE_BYTES), piece::count(size, BLOCK_BYTES));
+    if !rest.is_empty() || chunks.len() as u64 != pieces + blocks {
+        return Err(io::Error::other(format!("{} bytes of sums for {size} bytes", bytes.len())));
+    }
+    let (pieces, blocks) = chunks.split_at(usize::try_from(pieces).map_err(io::Error::other)?);
+    let (pieces, blocks) = (pieces.iter().copied().map(Digest).collect(), blocks.iter().copied().map(BlockSum).collect());
+    Ok(Sums { digest, size, pieces, blocks })
+}
