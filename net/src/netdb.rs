@@ -212,7 +212,9 @@ impl NetDb {
             let address: Vec<u8> = row.get(0)?;
             let v4 = <[u8; 4]>::try_from(address.as_slice()).map(|octets| IpAddr::from(Ipv4Addr::from(octets)));
             let ip = v4.or_else(|_| <[u8; 16]>::try_from(address.as_slice()).map(|octets| Ipv6Addr::from(octets).into()));
-            Ok((ip.expect("the schema has addresses of 4 and 16 bytes"), row.get(1)?))
+            // The schema has no others, but what is on a disk may be anything.
+            let wrong = |err| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(err));
+            Ok((ip.map_err(wrong)?, row.get(1)?))
         })?;
         Ok(rows.map(|row| row.map(SocketAddr::from)).collect::<Result<_, _>>()?)
     }

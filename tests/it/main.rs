@@ -23,6 +23,7 @@ mod frontends;
 mod fstab;
 mod ghosts;
 mod harness;
+mod hostile;
 mod liars;
 mod lists;
 mod package;
