@@ -167,7 +167,7 @@ pub fn start_behind(served: &Served, config: &Config) -> Result<()> {
                 child.wait().context("wait for the daemon to end")?;
                 bail!(message)
             }
-            Report::Mounted { .. } | Report::Unmounted { .. } => {}
+            Report::Mounted { .. } | Report::Unmounted { .. } | Report::Beat => {}
         }
     }
     bail!("the daemon ended before it was ready: see {}", log_path.display())

@@ -5,6 +5,7 @@
 
 pub mod keys;
 
+use crate::quiet::QuietHours;
 use anyhow::{Context, Result, bail};
 use keys::{Key, SECTIONS, Section};
 use poolfs_core::Role;
@@ -12,7 +13,7 @@ use poolfs_core::catalog::private::Pattern;
 use poolfs_core::catalog::{AptConfig, CatalogError};
 use poolfs_net::fleet::wire::ZONE_BYTES_MAX;
 use serde::{Deserialize, Deserializer, Serialize, de};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
@@ -41,6 +42,8 @@ pub struct Config {
     pub net: Net,
     /// The machines that share out what the mirror is asked for.
     pub fleet: Fleet,
+    /// The status page.
+    pub status: Status,
     /// What is logged.
     pub log: Log,
     /// Where it was read.
@@ -205,6 +208,24 @@ pub struct Net {
     pub upload_bytes_s: u64,
     /// Answers under way to such addresses at once; more are told to come back.
     pub upload_slots: usize,
+    /// When nothing is given to such addresses.
+    pub quiet_hours: Vec<QuietHours>,
+    /// Whether the connection is paid by the byte: then nothing is given to them either.
+    pub metered: Metered,
+    /// Whether nobody is spoken to who is on none of this machine's links. Mirrors are.
+    pub lan_only: bool,
+}
+
+/// Whether the connection is paid by the byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metered {
+    /// As NetworkManager says; without it: no.
+    Auto,
+    /// It is.
+    Yes,
+    /// It is not.
+    No,
 }
 
 impl Net {
@@ -263,6 +284,15 @@ impl From<Network> for poolfs_net::dht::Network {
     }
 }
 
+/// The status page and the metrics.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Status {
+    /// A loopback address; `None`: neither is served.
+    #[serde(deserialize_with = "loopback")]
+    pub listen: Option<SocketAddr>,
+}
+
 /// Logging.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -285,6 +315,7 @@ impl Default for Config {
             mirror: Mirror::default(),
             net: Net::default(),
             fleet: Fleet::default(),
+            status: Status::default(),
             log: Log::default(),
             origin: Origin::default(),
         }
@@ -326,7 +357,16 @@ impl Default for Net {
             announce: Announce::Large,
             upload_bytes_s: 2_000_000,
             upload_slots: 8,
+            quiet_hours: Vec::new(),
+            metered: Metered::Auto,
+            lan_only: false,
         }
+    }
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9978)) }
     }
 }
 
@@ -391,6 +431,9 @@ impl Config {
             if let Some(mount) = self.mounts.iter().find(|mount| path.starts_with(&mount.path)) {
                 bail!("{name} = {} lies below the mount {}: choose a directory outside of it", path.display(), mount.path.display());
             }
+        }
+        if self.net.lan_only && self.net.network == Network::Public {
+            bail!("net.lan_only = true and net.network = \"public\" exclude each other: leave one of them out");
         }
         if self.fleet.zone.len() > ZONE_BYTES_MAX {
             bail!("fleet.zone = \"{}\" is longer than {ZONE_BYTES_MAX} bytes: choose a shorter name", self.fleet.zone);
@@ -486,6 +529,20 @@ fn advisories<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>,
     }
 }
 
+fn loopback<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(Some(address)),
+        Ok(_) => Err(de::Error::custom(format!(
+            "`{text}` is not loopback: the page has no password; from elsewhere reach it through `ssh -L 9978:localhost:9978 HOST`"
+        ))),
+        Err(_) => Err(de::Error::custom(format!("`{text}` is no address: write \"127.0.0.1:9978\", or \"\" for no page"))),
+    }
+}
+
 fn host_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let all = Vec::<String>::deserialize(deserializer)?;
     for one in &all {
@@ -521,6 +578,20 @@ mod tests {
         );
         check("[apt]\nadvisories = [\"json\"]\n", "2: `json` is neither a path from / nor an http: or https: URL");
         check("[net]\nbootstrap = [\"host\"]\n", "2: `host` is not HOST:PORT");
+        check(
+            "[net]\nquiet_hours = [\"22-6\"]\n",
+            "2: `22-6` are no hours: write \"22:00-06:00\", \"Mon-Fri 08:00-18:00\", or \"00:00-24:00\" for all day",
+        );
+        check("[net]\nmetered = \"maybe\"\n", "2: unknown variant `maybe`, expected one of `auto`, `yes`, `no`");
+        check(
+            "[net]\nlan_only = true\nnetwork = \"public\"\n",
+            "1: net.lan_only = true and net.network = \"public\" exclude each other: leave one of them out",
+        );
+        check(
+            "[status]\nlisten = \"0.0.0.0:80\"\n",
+            "2: `0.0.0.0:80` is not loopback: the page has no password; from elsewhere reach it through `ssh -L 9978:localhost:9978 HOST`",
+        );
+        check("[status]\nlisten = \"9978\"\n", "2: `9978` is no address: write \"127.0.0.1:9978\", or \"\" for no page");
         check("mount = []\n", "1: no [[mount]] is configured: leave the section out for apt's two directories, or name at least one");
         check("[[mount]]\nrole = \"lists\"\npath = \"x\"\n", "1: mount path x is not absolute: write it from /");
         check(
@@ -619,10 +690,15 @@ mod tests {
             bootstrap = ["host:1"]
             seeds = ["seed.example.org"]
             discovery = false
-            network = "public"
+            network = "private"
             announce = "pieces"
             upload_bytes_s = "1 MB"
             upload_slots = 4
+            quiet_hours = ["Mon-Fri 08:00-18:00"]
+            metered = "no"
+            lan_only = true
+            [status]
+            listen = "[::1]:1"
             [fleet]
             key_file = "/f"
             seeds = ["fleet.example.org"]

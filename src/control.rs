@@ -8,6 +8,7 @@ pub mod server;
 use anyhow::{Context, Result, bail};
 use poolfs_core::Role;
 use poolfs_core::discretion::Rule;
+use poolfs_fs::install::Install;
 use poolfs_fs::update::Update;
 use poolfs_net::node::Snapshot;
 use poolfs_net::swarm::driver::{History, PeerRow};
@@ -17,7 +18,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// A request longer than this is not one, in bytes.
 pub const REQUEST_BYTES_MAX: u64 = 64 * 1024;
@@ -48,6 +49,8 @@ pub enum Request {
         /// What the client means by `path`.
         seen: Seen,
     },
+    /// Ask another node whether it can reach this one's port; one [`Reply::Port`].
+    Port,
     /// Every file that is here, as [`Reply::Files`] until none is left.
     List,
     /// Free space; one [`Reply::Collected`].
@@ -81,6 +84,8 @@ pub enum Reply {
     Peers(Vec<PeerRow>),
     /// To [`Request::Why`].
     Why(Box<Why>),
+    /// To [`Request::Port`]: who tried to reach this node, and whether it could; `None`: nobody could be asked.
+    Port(Option<(SocketAddr, bool)>),
     /// To [`Request::List`]: some of the files.
     Files(Vec<FileRow>),
     /// To [`Request::Collect`].
@@ -123,6 +128,9 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since it started.
     pub uptime_s: u64,
+    /// Where the status page is; `None` where it is off.
+    #[serde(default)]
+    pub page: Option<SocketAddr>,
     /// What is mounted.
     pub mounts: Vec<MountStatus>,
     /// Bytes that arrived, by source, since the start.
@@ -130,6 +138,9 @@ pub struct Status {
     /// The update of apt's lists that runs, or the last one since the start.
     #[serde(default)]
     pub last_update: Option<UpdateStatus>,
+    /// The install that runs, or the last one since the start.
+    #[serde(default)]
+    pub last_install: Option<InstallStatus>,
     /// What is arriving.
     pub downloads: Vec<Download>,
     /// Files that apt's lists name.
@@ -149,6 +160,9 @@ pub struct Status {
     /// What was given to peers since the start.
     #[serde(default)]
     pub uploaded: Uploaded,
+    /// Why nothing is given outside at the moment.
+    #[serde(default)]
+    pub upload_paused: Option<String>,
     /// Files of advisories, a line each: issues, age, and what is wrong.
     #[serde(default)]
     pub advisories: Vec<String>,
@@ -204,6 +218,9 @@ pub struct MountStatus {
     pub damaged: u64,
     /// Files that arrived because somebody opened them.
     pub ghosts_opened: u64,
+    /// Blocks that matched their checksum at a read.
+    #[serde(default)]
+    pub blocks_checked: u64,
     /// Blocks that failed their checksum at a read.
     pub blocks_bad: u64,
     /// Blocks that were mended.
@@ -304,11 +321,52 @@ pub struct UpdateStatus {
     pub patches: u64,
 }
 
+/// One run of apt that fetched packages.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstallStatus {
+    /// When apt took its lock, seconds since 1970.
+    pub started: u64,
+    /// From there until apt gave it back, with dpkg's work in between, or until now.
+    pub took_ms: u64,
+    /// Whether apt still has its lock.
+    pub running: bool,
+    /// Packages that poolfs had for apt.
+    pub packages: u64,
+    /// Their bytes that poolfs fetched, by source.
+    pub bytes: SourceBytes,
+    /// Bytes that were here from before.
+    pub kept_bytes: u64,
+    /// Bytes that apt fetched itself.
+    pub apt_bytes: u64,
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<Install> for InstallStatus {
+    fn from(install: Install) -> Self {
+        Self {
+            started: seconds(install.started),
+            took_ms: milliseconds(install.took),
+            running: install.running,
+            packages: install.packages,
+            bytes: SourceBytes { mirror: install.mirror_bytes, peer: install.peer_bytes, delta: install.delta_bytes },
+            kept_bytes: install.kept_bytes,
+            apt_bytes: install.apt_bytes,
+        }
+    }
+}
+
 impl From<Update> for UpdateStatus {
     fn from(update: Update) -> Self {
         Self {
-            started: update.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
-            took_ms: u64::try_from(update.took.as_millis()).unwrap_or(u64::MAX),
+            started: seconds(update.started),
+            took_ms: milliseconds(update.took),
             running: update.running,
             bytes: SourceBytes { mirror: update.mirror_bytes, peer: update.peer_bytes, delta: update.delta_bytes },
             kept_bytes: update.kept_bytes,

@@ -4,6 +4,7 @@
 //! directories beneath the mounts, the database, apt's configuration, the mounts; only then, while everything is served already, the catalog is
 //! brought up to date and files that changed meanwhile are hashed.
 
+mod facts;
 mod network;
 mod requests;
 
@@ -13,12 +14,15 @@ use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
 use crate::control::{self, Download, MountStatus, Reply, Request, Seen, SourceBytes, Status, Verified, Why};
 use crate::errands::Errands;
+use crate::facts::{Recorder, Witness};
 use crate::lists_age::ListsAge;
 use crate::logging;
+use crate::manners::Manners;
 use crate::mount_words::{self, Words};
 use crate::net_process::NetProcess;
 use crate::shelf::StoreShelf;
 use crate::supervise::Report;
+use crate::web::Web;
 use crate::wire::NetStatus;
 use anyhow::{Context, Result, bail};
 use network::Network;
@@ -36,11 +40,12 @@ use poolfs_fs::tree::{Tree, TreeParts};
 use poolfs_fs::{FsError, verify};
 use rustix::fs::{Mode, OFlags};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -56,6 +61,9 @@ const INCOMING_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// How often a long check tells how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a mount waits for the end of the one that was unmounted in its place.
+const SESSION_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything that requests are answered from.
 struct Daemon {
@@ -80,6 +88,11 @@ struct Daemon {
     background_problems: Mutex<Vec<String>>,
     /// What talks to the network.
     process: NetProcess,
+    pulse: facts::Pulse,
+    manners: Manners,
+    recorder: Mutex<Recorder>,
+    /// Where the status page is served.
+    page: OnceLock<SocketAddr>,
     stop: watch::Sender<bool>,
 }
 
@@ -120,6 +133,12 @@ async fn serve_here(config: Config, errands: Errands) -> Result<()> {
     let mut ended = daemon.mounts.lock().ended();
     daemon.report_mounted(|_| true)?;
     let settling = tokio::spawn(settle(Arc::clone(&daemon)));
+    let attending = [
+        tokio::spawn(Arc::clone(&daemon).attend()),
+        tokio::spawn(Arc::clone(&daemon).keep_history()),
+        tokio::spawn(Arc::clone(&daemon).mind_manners()),
+    ];
+    let web = serve_page(&daemon);
     daemon.process.settled().await;
     Report::Ready.send();
     let mut stopping = daemon.stop.subscribe();
@@ -134,11 +153,7 @@ async fn serve_here(config: Config, errands: Errands) -> Result<()> {
             },
             _ = interrupt.recv() => { leave(&daemon).await; break }
             _ = ended.changed() => {
-                let gone = daemon.mounts.lock().reap()?;
-                for path in gone {
-                    tracing::info!("{} was unmounted; its files are plain", path.display());
-                    Report::Unmounted { path }.send();
-                }
+                told_unmounted(daemon.mounts.lock().reap()?);
                 // Somebody may be mounting; whoever does looks at it again.
                 if daemon.mounts.lock().is_empty() && let Ok(mut joining) = daemon.joining.try_lock() {
                     tracing::info!("nothing is mounted any more");
@@ -151,9 +166,27 @@ async fn serve_here(config: Config, errands: Errands) -> Result<()> {
     drop(requests);
     server.drain().await;
     settling.abort();
+    attending.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(web);
     net.stop().await;
     daemon.store.flush().context("keep the last uses")?;
     Ok(())
+}
+
+/// Tells the parent of directories that somebody has unmounted.
+fn told_unmounted(gone: Vec<PathBuf>) {
+    for path in gone {
+        tracing::info!("{} was unmounted; its files are plain", path.display());
+        Report::Unmounted { path }.send();
+    }
+}
+
+/// Serves the status page, where it is wanted and its port is free: the mounts do without it.
+fn serve_page(daemon: &Arc<Daemon>) -> Option<Web> {
+    let web = Web::start(daemon.config.status.listen?, Arc::clone(daemon) as Arc<dyn Witness>);
+    let web = web.inspect_err(|err| daemon.problem(format!("no status page: {err:#}; then `poolfs down` and `poolfs up`"))).ok()?;
+    daemon.page.get_or_init(|| web.local());
+    Some(web)
 }
 
 /// Unmounts for a signal: cleanly where nobody is in the way, else by detaching.
@@ -223,6 +256,7 @@ fn start(config: Config, net: &Network) -> Result<Arc<Daemon>> {
     net.process.give_from(Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>);
     let daemon = Daemon {
         read_last: Mutex::new(config.origin.clone()),
+        manners: Manners::new(config.net.clone()),
         config,
         started,
         store,
@@ -238,6 +272,9 @@ fn start(config: Config, net: &Network) -> Result<Arc<Daemon>> {
         advisories,
         background_problems: Mutex::new(net.problems.clone()),
         process: net.process.clone(),
+        pulse: facts::Pulse::default(),
+        recorder: Mutex::new(Recorder::new(started)),
+        page: OnceLock::new(),
         stop: watch::Sender::new(false),
     };
     Ok(Arc::new(daemon))
@@ -343,6 +380,30 @@ impl Daemon {
         Ok(())
     }
 
+    /// The mount of that role. One that was unmounted a moment ago is none: its session's end is awaited, lest whoever mounts it again is told
+    /// that it is mounted.
+    async fn standing(&self, role: Role) -> Result<Option<MountSpec>> {
+        let mut ended = self.mounts.lock().ended();
+        let deadline = tokio::time::Instant::now() + SESSION_PATIENCE;
+        loop {
+            let found = {
+                let mut mounts = self.mounts.lock();
+                told_unmounted(mounts.reap()?);
+                let found = mounts.specs().find(|spec| spec.role == role).cloned();
+                found.map(|spec| (mounts.is_mounted(&spec.path), spec))
+            };
+            match found {
+                None => return Ok(None),
+                Some((true, spec)) => return Ok(Some(spec)),
+                Some((false, spec)) if tokio::time::timeout_at(deadline, ended.changed()).await.is_err() => bail!(
+                    "{} was unmounted here and is still mounted in another mount namespace: end what runs there, then mount it again",
+                    spec.path.display()
+                ),
+                Some((false, _)) => {}
+            }
+        }
+    }
+
     /// Mounts one more directory, or changes how one is mounted.
     async fn mount(self: &Arc<Self>, wish: config::Mount, remount: bool, seen: Seen) -> Result<Reply> {
         let mut joining = self.joining.lock().await;
@@ -358,7 +419,7 @@ impl Daemon {
             );
         }
         let mut spec = spec(&wish, &self.config.fs)?;
-        let old = self.mounts.lock().specs().find(|old| old.role == spec.role).cloned();
+        let old = self.standing(spec.role).await?;
         match old {
             Some(old) if old.path == spec.path && remount => {
                 if spec.options.browse && !old.options.browse {
@@ -415,6 +476,11 @@ impl Daemon {
         self.mounts.lock().trees().cloned().collect()
     }
 
+    fn problem(&self, text: String) {
+        tracing::error!("{text}");
+        self.background_problems.lock().push(text);
+    }
+
     fn status(&self, net: NetStatus) -> Result<Status> {
         let stats = self.mounts.lock().stats()?;
         let hashed = stats.iter().map(|mount| mount.files_hashed).sum();
@@ -431,6 +497,7 @@ impl Daemon {
             withheld: mount.counts.withheld,
             damaged: mount.counts.damaged,
             ghosts_opened: mount.ghosts_opened,
+            blocks_checked: mount.blocks_checked,
             blocks_bad: mount.blocks_bad,
             blocks_mended: mount.blocks_mended,
         });
@@ -439,9 +506,11 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
+            page: self.page.get().copied(),
             mounts: mounts.collect(),
             bytes: SourceBytes { mirror: bytes.mirror, peer: bytes.peer, delta: bytes.delta },
             last_update: self.trees().iter().find_map(|tree| tree.last_update()).map(Into::into),
+            last_install: self.trees().iter().find_map(|tree| tree.last_install()).map(Into::into),
             downloads: self.downloads(),
             catalog_entries: self.catalog.len(),
             hashed,
@@ -450,6 +519,7 @@ impl Daemon {
             node: net.node,
             fleet_members: net.fleet_members,
             uploaded: net.uploaded,
+            upload_paused: self.manners.now().paused.map(str::to_owned),
             advisories: self.advisories.shown().iter().map(advisories::line).collect(),
             problems: self
                 .names
@@ -563,6 +633,10 @@ impl Handler for Daemon {
                 control::Request::Mount { role, path, options, remount, seen } => {
                     let reply = self.mount(config::Mount { role, path, options }, remount, seen).await?;
                     replies.send(reply).await.context("the client went away")
+                }
+                control::Request::Port => {
+                    let seen = self.process.port().await?;
+                    replies.send(Reply::Port(seen)).await.context("the client went away")
                 }
                 control::Request::List => self.list(replies).await,
                 control::Request::Collect { all } => {

@@ -144,6 +144,11 @@ impl Served {
             ToNet::Found { id, size } => self.shelf.found(id, size, fds)?,
             ToNet::Ask { id, question } => self.ask(id, question),
             ToNet::Log(level) => logging::set(&level)?,
+            ToNet::Upload(bytes_s) => {
+                if let Some(server) = &self.server {
+                    server.set_upload(bytes_s);
+                }
+            }
             ToNet::Ping(count) => self.outlet.send(&FromNet::Pong(count), Vec::new()).await?,
             ToNet::Stop => return Ok(std::ops::ControlFlow::Break(())),
         }
@@ -188,6 +193,17 @@ impl Served {
                 });
             }
             Question::Peers => drop(tokio::spawn(async move { answer(&outlet, id, Answer::Peers(swarm.peers()), Vec::new()).await })),
+            Question::Port => {
+                let node = self.side.node().cloned();
+                tokio::spawn(async move {
+                    let seen = match node {
+                        // One that ended is seen by nobody.
+                        Some(node) => node.dht.port_seen_from_outside().await.unwrap_or_default(),
+                        None => None,
+                    };
+                    answer(&outlet, id, Answer::Port(seen), Vec::new()).await;
+                });
+            }
             Question::Why(digest) => drop(tokio::spawn(async move { answer(&outlet, id, why(&swarm, &digest), Vec::new()).await })),
             Question::Document { url, proxy, bytes_max } => {
                 let mirror = Arc::clone(&self.mirror);

@@ -20,6 +20,7 @@ use poolfs_fs::source::{Delivery, Source, SourceError, Verdict, Want};
 use poolfs_net::peer::Shelf;
 use poolfs_net::swarm::driver::{History, PeerRow};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -73,6 +74,9 @@ const FAULT_SHOWN: Duration = Duration::from_secs(600);
 /// How long a document may take.
 const DOCUMENT_PATIENCE: Duration = Duration::from_secs(600);
 
+/// How long others may take to try its port.
+const PORT_PATIENCE: Duration = Duration::from_secs(12);
+
 /// Lines about itself that are taken from the process.
 const PROBLEMS_MAX: usize = 32;
 
@@ -108,6 +112,8 @@ struct Inner {
     fault: Mutex<Option<Fault>>,
     /// What is logged.
     log: Mutex<String>,
+    /// What may go to strangers, where it is another rate than at the start.
+    upload: Mutex<Option<u64>>,
     parts: Parts,
     stop: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -137,7 +143,15 @@ impl NetProcess {
         let (stop, stopped) = mpsc::channel(1);
         let parts = Parts { shelf: std::sync::OnceLock::new(), arriving: watch::Sender::new(Vec::new()) };
         let log = Mutex::new(setup.log.clone());
-        let inner = Arc::new(Inner { runtime: Handle::current(), phase: seen, fault: Mutex::default(), log, parts, stop });
+        let inner = Arc::new(Inner {
+            runtime: Handle::current(),
+            phase: seen,
+            fault: Mutex::default(),
+            log,
+            upload: Mutex::default(),
+            parts,
+            stop,
+        });
         let keeper = Keeper { setup, errands, phase, stop: stopped, number: 0 };
         tokio::spawn(keeper.keep(Arc::clone(&inner)));
         Self { inner }
@@ -241,6 +255,24 @@ impl NetProcess {
         if let Some(link) = self.link() {
             // One that is gone is started anew, and one that does not read is ended.
             let _ = link.try_tell(&ToNet::Log(level.to_owned()));
+        }
+    }
+
+    /// Has it give so many bytes a second to addresses outside of the machine's own networks from now on, also when it is started again.
+    pub fn set_upload(&self, bytes_s: u64) {
+        *self.inner.upload.lock() = Some(bytes_s);
+        if let Some(link) = self.link() {
+            // As above.
+            let _ = link.try_tell(&ToNet::Upload(bytes_s));
+        }
+    }
+
+    /// Who tried to reach its port when it asked others to, and whether it could be reached; `None`: nobody did.
+    pub async fn port(&self) -> Result<Option<(SocketAddr, bool)>> {
+        let link = self.link().context("the network process does not run: `poolfs status` says why")?;
+        match link.ask(Question::Port, Some(PORT_PATIENCE)).await.context("the network process does not answer")? {
+            (Answer::Port(seen), _) => Ok(seen),
+            _ => Err(anyhow!("the network process gave another answer than who reached it")),
         }
     }
 
@@ -419,7 +451,8 @@ impl Keeper {
         child: &mut Process,
         socket: &mut Socket,
     ) -> Result<oneshot::Sender<()>, WireError> {
-        let setup = Setup { log: inner.log.lock().clone(), ..self.setup.clone() };
+        let mut setup = Setup { log: inner.log.lock().clone(), ..self.setup.clone() };
+        setup.net.upload_bytes_s = inner.upload.lock().unwrap_or(setup.net.upload_bytes_s);
         link.tell(&ToNet::Setup(Box::new(setup))).await.map_err(|Gone| WireError::Closed)?;
         let silent = |after: Duration| WireError::Silent(after.as_secs());
         let mut started = false;
@@ -444,6 +477,10 @@ impl Keeper {
                         FromNet::Started if !started && fds.is_empty() => {
                             started = true;
                             self.phase.send_replace(Phase::Up(Arc::clone(link)));
+                            // Told while it was starting, it was told to nobody.
+                            if let Some(bytes_s) = *inner.upload.lock() {
+                                let _ = link.try_tell(&ToNet::Upload(bytes_s));
+                            }
                             inner.fault.lock().iter_mut().for_each(|fault| fault.over = Some(now));
                         }
                         // Its server may run before the rest.

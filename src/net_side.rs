@@ -160,7 +160,7 @@ impl NetSide {
     pub fn swarm(&self, mirror: Arc<Mirror>, setup: &Setup) -> Result<Arc<Swarm>> {
         let parts = SwarmParts {
             mirror,
-            client: PeerClient::new(ClientLimits::default()),
+            client: client(&config.net),
             finder: Arc::new(NodeFinder::new(self.node.as_ref().map(|node| node.dht.clone()))),
             announcer: Arc::clone(&self.arriving) as Arc<dyn poolfs_net::swarm::driver::Announcer>,
             partials: Arc::clone(&self.partials),
@@ -179,7 +179,7 @@ impl NetSide {
         let parts = ServerParts {
             listen: Family::ALL.into_iter().filter_map(|family| dht.local(family)).collect(),
             limits,
-            near: Near::of_machine(),
+            near: near(config),
             shelf,
             partials: Arc::clone(&self.partials),
             facts: Arc::new(NoFacts { reachable: config.network == config::Network::Public }),
@@ -213,6 +213,16 @@ impl NetSide {
     }
 }
 
+/// Who is near, and whether nobody else is spoken to.
+fn near(config: &config::Net) -> Near {
+    if config.lan_only { Near::links_of_machine_only() } else { Near::of_machine() }
+}
+
+fn client(config: &config::Net) -> PeerClient {
+    let client = PeerClient::new(ClientLimits::default());
+    if config.lan_only { client.within(Arc::new(near(config))) } else { client }
+}
+
 /// Ports that are tried where the configuration leaves the choice to the system.
 const PORTS_TRIED: u32 = 8;
 
@@ -242,7 +252,8 @@ async fn start_node_at(setup: &Setup, listen: SocketAddr) -> Result<NetNode> {
     let bootstrap = net.bootstrap.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     let links = net.discovers_on(net.network).then(Links::default);
     let discovery = DiscoveryConfig { bootstrap, seeds: net.seeds.clone(), links, name_servers: Vec::new() };
-    let options = NodeOptions { discovery, ..NodeOptions::new(expand_listen(listen), net.network.into()) };
+    let within = net.lan_only.then(|| Arc::new(near(net)));
+    let options = NodeOptions { discovery, within, ..NodeOptions::new(expand_listen(listen), net.network.into()) };
     let dht = Dht::start(options, Some(Arc::clone(&netdb))).await?;
     Ok(NetNode { dht, netdb })
 }

@@ -1,7 +1,7 @@
 //! What people see: the one place that prints.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the commands' output goes through here")]
 
-use crate::control::{Download, Status, UpdateStatus, Verified};
+use crate::control::{Download, InstallStatus, Status, UpdateStatus, Verified};
 use anyhow::Result;
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use poolfs_core::discretion::Rule;
@@ -71,6 +71,9 @@ pub fn status(status: &Status) {
     if let Some(update) = &status.last_update {
         println!("{}", update_line(update));
     }
+    if let Some(install) = &status.last_install {
+        println!("{}", install_line(install));
+    }
     for download in &status.downloads {
         println!("  {}", download_line(download));
     }
@@ -84,6 +87,9 @@ pub fn status(status: &Status) {
             given.refused
         );
     }
+    if let Some(why) = &status.upload_paused {
+        println!("given outside: nothing now: {why}");
+    }
     if let Some(node) = &status.node {
         let families: Vec<_> = [&node.v4, &node.v6].into_iter().flatten().collect();
         let (known, poolfs) = families.iter().fold((0, 0), |(known, poolfs), family| (known + family.nodes, poolfs + family.poolfs));
@@ -91,6 +97,9 @@ pub fn status(status: &Status) {
     }
     if status.fleet_members > 0 {
         println!("fleet: {} members with this machine", status.fleet_members);
+    }
+    if let Some(page) = status.page {
+        println!("page: http://{page}/");
     }
     for advisories in &status.advisories {
         println!("advisories: {advisories}");
@@ -113,6 +122,21 @@ fn update_line(update: &UpdateStatus) -> String {
         if update.running { "update that runs" } else { "last update" },
         update.took_ms / 1000,
         update.took_ms % 1000 / 100,
+        HumanBytes(bytes.mirror),
+        HumanBytes(bytes.peer),
+        HumanBytes(bytes.delta),
+        HumanBytes(*kept_bytes),
+        HumanBytes(*apt_bytes)
+    )
+}
+
+fn install_line(install: &InstallStatus) -> String {
+    let InstallStatus { bytes, kept_bytes, apt_bytes, packages, .. } = install;
+    format!(
+        "{}: {packages} packages in {}.{:01} s; {} from mirrors, {} from peers, {} from deltas, {} kept here, {} by apt itself",
+        if install.running { "install that runs" } else { "last install" },
+        install.took_ms / 1000,
+        install.took_ms % 1000 / 100,
         HumanBytes(bytes.mirror),
         HumanBytes(bytes.peer),
         HumanBytes(bytes.delta),

@@ -4,6 +4,10 @@
 //! detaches those mounts, so that apt works on the plain directories again; then it starts the process anew, which mounts
 //! again. A process that cannot start is not started again: its error is shown and the parent ends with it; so it is with
 //! one that dies again and again before it ever served.
+//!
+//! A serving process that is there and does not serve is as bad as a dead one: apt would wait for ever. So it tells every few
+//! seconds that its mounts have answered, and one that has stopped telling is killed, with all that follows from a death. What
+//! systemd's watchdog hears is the same beat; while nothing is mounted nobody waits for it, and the parent answers by itself.
 
 use crate::cli::Common;
 use crate::config::Mount;
@@ -35,6 +39,31 @@ const RESTART_PAUSES: [Duration; 6] = [
 /// A process that served this long did not die of what the one before died of: the pauses start anew.
 const SERVED_LONG: Duration = Duration::from_secs(60);
 
+/// A serving process whose mounts have not answered for this long is killed.
+const BEAT_PATIENCE: Duration = Duration::from_secs(5 * 60);
+
+/// How often the mounts are asked whether they answer.
+const BEAT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Looks at the beat within one patience. Looks are counted, not time: a machine that stood still heard no beats either.
+const LOOKS_MAX: u32 = 8;
+
+/// The longest silence that the service manager bears, where it watches (sd_watchdog_enabled(3)).
+fn watchdog() -> Option<Duration> {
+    let microseconds = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    Some(Duration::from_micros(microseconds)).filter(|time| !time.is_zero())
+}
+
+/// How often the serving process tells that its mounts answer.
+pub fn beat_interval() -> Duration {
+    watchdog().map_or(BEAT_INTERVAL, |watchdog| (watchdog / 8).clamp(Duration::from_millis(50), BEAT_INTERVAL))
+}
+
+/// How long it may not tell so: less than the service manager's own patience, which would end this process with it.
+fn beat_patience() -> Duration {
+    watchdog().map_or(BEAT_PATIENCE, |watchdog| (watchdog * 3 / 4).min(BEAT_PATIENCE))
+}
+
 /// What the serving process tells its parent, one JSON document a line on its standard output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -59,6 +88,8 @@ pub enum Report {
     },
     /// Everything is mounted and answers.
     Ready,
+    /// The mounts answer still.
+    Beat,
     /// It cannot serve; the message names the remedy.
     Refused {
         /// For people.
@@ -97,7 +128,8 @@ impl Served {
         for Mount { role, path, options } in &self.only {
             command.arg("--only").arg(role.as_str()).arg(path).arg(options.join(","));
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        // What it starts has nothing to tell the service manager, and some programs would.
+        command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stdout(Stdio::piped());
         // Cleanly, when its parent ends: nobody else would detach its mounts if it died later.
         crate::sys::end_with_parent(&mut command);
         Ok(Command::from(command))
@@ -175,6 +207,16 @@ async fn interrupted(stop: &mut [tokio::signal::unix::Signal; 3], pause: Duratio
         _ = term.recv() => true,
         _ = int.recv() => true,
         _ = hup.recv() => true,
+        () = keep_told() => false,
+    }
+}
+
+/// Answers the service manager while nothing is mounted, for ever.
+async fn keep_told() {
+    let mut looks = tokio::time::interval(beat_patience() / LOOKS_MAX);
+    loop {
+        looks.tick().await;
+        tell_service_manager("WATCHDOG=1");
     }
 }
 
@@ -192,6 +234,10 @@ async fn watch(
     let on_terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
     let [term, int, hup] = stop;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    let mut looks = tokio::time::interval(beat_patience() / LOOKS_MAX);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut unheard = 0;
+    let mut hung = false;
     let status = loop {
         tokio::select! {
             biased;
@@ -213,9 +259,13 @@ async fn watch(
                                 *ready_once = true;
                                 tell_service_manager("READY=1");
                             }
+                            Report::Beat => {
+                                unheard = 0;
+                                tell_service_manager("WATCHDOG=1");
+                            }
                             Report::Refused { message } => refused = Some(message.clone()),
                         }
-                        if tell && !matches!(report, Report::Refused { .. }) {
+                        if tell && !matches!(report, Report::Refused { .. } | Report::Beat) {
                             report.send();
                         }
                     }
@@ -224,6 +274,20 @@ async fn watch(
                 None => reading = false,
             },
             status = child.wait() => break status.context("wait for the serving process")?,
+            _ = looks.tick() => {
+                if mounted.is_empty() {
+                    unheard = 0;
+                    tell_service_manager("WATCHDOG=1");
+                } else if unheard < LOOKS_MAX {
+                    unheard += 1;
+                } else if !hung {
+                    hung = true;
+                    tracing::error!("the mounts have not answered for {} s: ending process {:?}", beat_patience().as_secs(), child.id());
+                    // What waits in a mount goes with it.
+                    detach_all(mounted);
+                    forward(pid, Signal::KILL);
+                }
+            }
             _ = term.recv() => forward(pid, Signal::TERM),
             _ = int.recv() => forward(pid, Signal::TERM),
             // From a terminal that goes, else a wish to read the configuration again.
@@ -233,6 +297,7 @@ async fn watch(
     Ok(match (refused, status.success()) {
         (Some(message), _) => End::Refused(message),
         (None, true) => End::Clean,
+        (None, false) if hung => End::Died("the serving process did not serve any more and was killed".to_owned()),
         (None, false) => End::Died(format!("the serving process ended: {status}")),
     })
 }
@@ -254,7 +319,12 @@ fn tell_service_manager(state: &str) {
         Some(name) => SocketAddr::from_abstract_name(name),
         None => SocketAddr::from_pathname(&name),
     };
-    let told = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    let told = address.and_then(|address| {
+        let socket = UnixDatagram::unbound()?;
+        // Who watches over the mounts waits for nobody; another beat follows.
+        socket.set_nonblocking(state.starts_with("WATCHDOG"))?;
+        socket.send_to_addr(state.as_bytes(), &address)
+    });
     if let Err(err) = told {
         tracing::warn!("tell the service manager {state}: {err}");
     }
@@ -346,6 +416,7 @@ mod tests {
             r#"{"mounted":{"path":"/x","device":"0:44","role":"lists","options":["ro"]}}"#,
         );
         check(Report::Ready, r#""ready""#);
+        check(Report::Beat, r#""beat""#);
         check(Report::Refused { message: "no".into() }, r#"{"refused":{"message":"no"}}"#);
     }
 }

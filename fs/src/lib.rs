@@ -13,6 +13,7 @@ pub mod errno;
 mod ghost;
 mod handle;
 mod inode;
+pub mod install;
 mod judging;
 mod lock;
 pub mod mount;

@@ -7,7 +7,10 @@
 //!
 //! Mounting and unmounting take apt's own lock in the directory first, so that neither happens under a running apt.
 
+mod pulse;
 mod table;
+
+pub use pulse::answers;
 
 use crate::adapter;
 use crate::errno::FsError;
@@ -461,6 +464,11 @@ impl Mounts {
         self.mounts.iter().map(|mount| &mount.spec)
     }
 
+    /// Whether the mount table still shows our mount at `path`: the session may be a moment behind an `umount`.
+    pub fn is_mounted(&self, path: &Path) -> bool {
+        self.mounts.iter().any(|mount| mount.spec.path == path && mount.is_mounted())
+    }
+
     /// The trees that are served.
     pub fn trees(&self) -> impl Iterator<Item = &Arc<Tree>> {
         self.mounts.iter().map(|mount| &mount.tree)
@@ -469,6 +477,11 @@ impl Mounts {
     /// Where they are mounted: what a supervisor detaches when this process dies.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.mounts.iter().map(|mount| mount.spec.path.as_path())
+    }
+
+    /// Where they are mounted, each with its device as in the mount table, for [`answers`].
+    pub fn devices(&self) -> Vec<(PathBuf, String)> {
+        self.mounts.iter().map(|mount| (mount.spec.path.clone(), mount.device.clone())).collect()
     }
 
     /// The figures of each mount.

@@ -32,6 +32,7 @@ use crate::fetch::Fetcher;
 use crate::ghost::Run;
 use crate::handle::Handles;
 use crate::inode::{Node, Table};
+use crate::install::Installs;
 use crate::names::Names;
 use crate::refresh::Refresher;
 use crate::supply::Mend;
@@ -190,6 +191,8 @@ pub struct Tree {
     pub(crate) run: Mutex<Run>,
     /// What apt updates, in the lists. A leaf among the locks.
     pub(crate) updates: Mutex<Updates>,
+    /// What apt installs, in the archives. A leaf among the locks.
+    pub(crate) installs: Mutex<Installs>,
     pub(crate) refresher: Option<Arc<Refresher>>,
     /// Whether objects lie on the covered file system, so that giving one up makes room there.
     objects_beside: bool,
@@ -226,6 +229,7 @@ impl Tree {
             counters: Counters::default(),
             run: Mutex::default(),
             updates: Mutex::default(),
+            installs: Mutex::default(),
             refresher,
             hashing: Arc::new(Semaphore::new(HASHING_MAX)),
             busy: watch::Sender::new(0),

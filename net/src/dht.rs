@@ -206,6 +206,13 @@ pub enum Event {
         /// Who.
         to: SocketAddr,
     },
+    /// Somebody who was asked to has tried to open a connection to this node's port.
+    Dialled {
+        /// Who.
+        by: SocketAddr,
+        /// Whether it stood.
+        reached: bool,
+    },
     /// Contacts, as they come; each at most once without and once with `pv`.
     Found {
         /// Of which lookup.

@@ -19,6 +19,7 @@ use crate::dht::{self, AnnounceKey, CommandError, Family, FoundContact, Limits, 
 use crate::discovery::{DiscoveryConfig, HostPort, Origin, SeedError, Seeds, Standing};
 use crate::krpc::{Id, NodeInfo};
 use crate::netdb::{NetDb, NetDbError};
+use crate::peer::Near;
 use driver::{Command, Driver};
 use ed25519_dalek::SigningKey;
 use std::io;
@@ -33,6 +34,9 @@ const COMMANDS_MAX: usize = 256;
 
 /// Events kept for a slow reader of [`Dht::events`]; it is told how many it missed.
 const EVENTS_MAX: usize = 1024;
+
+/// How long others may take to try a connection and say so.
+const DIALS_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Findings of one lookup that wait for its reader; past that, later contacts are left out.
 const FINDINGS_MAX: usize = 64;
@@ -54,6 +58,8 @@ pub struct NodeOptions {
     pub limits: Limits,
     /// Where the first nodes come from, besides the saved table.
     pub discovery: DiscoveryConfig,
+    /// Who is spoken to at all; `None`: everybody.
+    pub within: Option<Arc<Near>>,
 }
 
 impl NodeOptions {
@@ -67,6 +73,7 @@ impl NodeOptions {
             schedule: Schedule::Adapted,
             limits: Limits::default(),
             discovery: DiscoveryConfig::default(),
+            within: None,
         }
     }
 }
@@ -212,7 +219,8 @@ impl Dht {
 
     /// Everything but running it.
     async fn prepare(options: NodeOptions, netdb: Option<Arc<NetDb>>) -> Result<(Self, Driver), StartError> {
-        let sockets = sockets::Sockets::bind(&options.listen)?;
+        let mut sockets = sockets::Sockets::bind(&options.listen)?;
+        sockets.keep_within(options.within.clone());
         let local = sockets.local();
         let (commands, commands_out) = mpsc::channel(COMMANDS_MAX);
         let events = broadcast::Sender::new(EVENTS_MAX);
@@ -362,6 +370,35 @@ impl Dht {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Status(reply)).await?;
         answer.await.map_err(|_| NodeError::Stopped)
+    }
+
+    /// Asks a few other poolfs nodes whether they can open a connection to this node's port: one that tried, and how it went. `None` where
+    /// nobody is known, or nobody tried within some seconds.
+    pub async fn port_seen_from_outside(&self) -> Result<Option<(SocketAddr, bool)>, NodeError> {
+        let mut events = self.events();
+        let (reply, asked) = oneshot::channel();
+        self.send(Command::AskDials(reply)).await?;
+        let mut open = asked.await.map_err(|_| NodeError::Stopped)?;
+        let mut seen = None;
+        let listen = async {
+            while open > 0 {
+                match events.recv().await {
+                    Ok(dht::Event::Dialled { by, reached }) => {
+                        open -= 1;
+                        seen = Some((by, reached));
+                        // One who reached it proves that it can be reached.
+                        if reached {
+                            return;
+                        }
+                    }
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        };
+        // Whoever has not answered by then cannot or will not.
+        let _late = tokio::time::timeout(DIALS_PATIENCE, listen).await;
+        Ok(seen)
     }
 
     /// Saves the routing tables and ends the node, whoever else has a handle.

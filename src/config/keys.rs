@@ -119,6 +119,21 @@ pub const SECTIONS: &[Section] = &[
                 "Bytes a second to all outside of the machine's own networks; inside there is no limit. 0: nothing.",
             ),
             key("upload_slots", "8", "Answers under way to them at once; who comes when it is full is told to come back."),
+            key(
+                "quiet_hours",
+                "[]",
+                "When nothing is given to them, in local time: \"22:00-06:00\", \"Mon-Fri 08:00-18:00\". What is under way ends.",
+            ),
+            key(
+                "metered",
+                "\"auto\"",
+                "Whether the connection is paid by the byte, so that nothing is given to them: \"auto\" (as NetworkManager says), \"yes\", \"no\".",
+            ),
+            key(
+                "lan_only",
+                "false",
+                "true: no datagram and no connection to or from anybody who is on none of this machine's links; mirrors and name servers excepted.",
+            ),
         ],
     },
     Section {
@@ -133,6 +148,11 @@ pub const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "status",
+        about: "The status page and the metrics for Prometheus, over HTTP.",
+        keys: &[key("listen", "\"127.0.0.1:9978\"", "A loopback address and port; \"\": neither is served.")],
+    },
+    Section {
         name: "log",
         about: "What is logged.",
         keys: &[key(
@@ -144,7 +164,8 @@ pub const SECTIONS: &[Section] = &[
 ];
 
 /// Keys that a daemon takes over when it is told to read its configuration again; all others wait for the next start.
-pub const RELOADED: &[&str] = &["apt.sources", "apt.config", "apt.private", "store.quota", "log.level"];
+pub const RELOADED: &[&str] =
+    &["apt.sources", "apt.config", "apt.private", "store.quota", "net.upload_bytes_s", "net.quiet_hours", "net.metered", "log.level"];
 
 /// The longest line of the annotated file.
 const WIDTH: usize = 120;

@@ -3,11 +3,12 @@
 use crate::advisories::AdvisoryKeeper;
 use crate::announcer::Announcer;
 use crate::apt_names::AptNames;
-use crate::config::{Config, Fleet};
+use crate::config::{Config, Fleet, Net};
 use crate::dht_cmd;
 use crate::errands::Errands;
 use crate::holdings::Holdings;
 use crate::lists_age::ListsAge;
+use crate::manners::Manners;
 use crate::net_process::NetProcess;
 use crate::net_side::status_socket;
 use crate::wire::{FleetSetup, Setup};
@@ -38,7 +39,9 @@ impl Network {
             None
         });
         let dir = config.store.state_dir.join("net");
-        let setup = Setup { dir, log: config.log.level.clone(), net: config.net.clone(), mirror: config.mirror.clone(), fleet };
+        // Quiet hours hold from the first answer on.
+        let net = Net { upload_bytes_s: Manners::new(config.net.clone()).now().upload_bytes_s, ..config.net.clone() };
+        let setup = Setup { dir, log: config.log.level.clone(), net, mirror: config.mirror.clone(), fleet };
         let process = NetProcess::start(setup, errands);
         let mut tasks = JoinSet::new();
         match dht_cmd::StatusServer::bind(&status_socket(&config.control.socket)) {

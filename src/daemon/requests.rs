@@ -4,6 +4,7 @@ use super::Daemon;
 use crate::config::{Config, keys};
 use crate::control::{Collected, FileRow, Reloaded, Reply};
 use crate::logging;
+use crate::manners::LOOK_INTERVAL;
 use anyhow::{Context, Result};
 use poolfs_core::Role;
 use std::sync::Arc;
@@ -72,6 +73,19 @@ impl Daemon {
         Ok(Collected { objects: evicted.files, objects_bytes: evicted.bytes, downloads, kept_bytes: self.objects.bytes() })
     }
 
+    /// Gives as much as the hour and the connection allow. Goes on for ever.
+    pub(super) async fn mind_manners(self: Arc<Self>) {
+        loop {
+            self.manners.look().await;
+            self.give_by_manners();
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    fn give_by_manners(&self) {
+        self.process.set_upload(self.manners.now().upload_bytes_s);
+    }
+
     /// Reads the configuration again and takes over what can be, all of it or, where a value is wrong, nothing.
     pub(super) fn reload(&self) -> Result<Reloaded> {
         let new = Config::load(self.config.origin.file.as_deref())?;
@@ -88,6 +102,10 @@ impl Daemon {
         if has("store.quota") {
             self.objects.set_quota(new.store.quota);
             self.objects.evict()?;
+        }
+        if has("net.") {
+            self.manners.set(new.net.clone());
+            self.give_by_manners();
         }
         if has("apt.") {
             self.names.set_apt(new.apt.clone());

@@ -2,7 +2,7 @@
 
 use super::{Doctor, quoted};
 use crate::config::Config;
-use crate::control::{Call, Status};
+use crate::control::{Call, Reply, Request, Status};
 use crate::pid_file;
 use poolfs_core::Role;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
@@ -190,15 +190,53 @@ pub(super) fn daemon(doctor: &mut Doctor<'_>, config: &Config) {
 
 fn network(doctor: &mut Doctor<'_>, config: &Config, status: &Status) {
     if !status.uploaded.listening.is_empty() && status.node.is_some() {
-        return;
+        return port(doctor, config, status);
     }
     let listen = config.net.listen;
     let file = config.origin.file.as_deref().unwrap_or(Path::new(crate::config::DEFAULT_PATH));
     let free = std::net::SocketAddr::new(listen.ip(), 0);
-    let edit = format!("sed -i 's|^listen *=.*|listen = \"{free}\"|' {}", quoted(file));
+    let edit = format!("sed -i '/^\\[net\\]/,/^\\[/s|^listen *=.*|listen = \"{free}\"|' {}", quoted(file));
     let add = format!("printf '\\n[net]\\nlisten = \"{free}\"\\n' >> {}", quoted(file));
     let has_key = config.origin.table.get("net").and_then(|net| net.get("listen")).is_some();
     let change = if has_key { edit } else { add };
     let problem = format!("no peer is served: nothing listens at {listen} (TCP and UDP); `ss -lntup` shows whose the port is");
     doctor.find("network", problem, format!("{change} && {}", doctor.restart()));
+}
+
+/// Whether another node can reach this one's port; it is asked to try.
+fn port(doctor: &mut Doctor<'_>, config: &Config, status: &Status) {
+    let Some(port) = status.uploaded.listening.first().map(std::net::SocketAddr::port) else { return };
+    let answer = Call::start(&config.control.socket, &Request::Port).and_then(|mut call| call.next());
+    // Nobody to ask, or a daemon of another version, is nothing that is wrong.
+    let Ok(Some(Reply::Port(Some((by, false))))) = answer else { return };
+    let problem = format!("{by}, another node, cannot open a connection to TCP port {port} of this machine: a firewall is in between");
+    let remedy = open_port(port)
+        .unwrap_or_else(|| format!("nft list ruleset; # not on this machine: let TCP and UDP port {port} through on the way"));
+    doctor.find("network", problem, remedy);
+}
+
+/// What lets the port through this machine's own firewall, by the tool that looks after it.
+fn open_port(port: u16) -> Option<String> {
+    let output = |program: &str, arguments: &[&str]| {
+        let done = std::process::Command::new(program).args(arguments).output().ok()?;
+        done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+    };
+    if output("ufw", &["status"]).is_some_and(|text| text.starts_with("Status: active")) {
+        return Some(format!("ufw allow {port}"));
+    }
+    if output("firewall-cmd", &["--state"]).is_some() {
+        let add = |kind: &str| format!("firewall-cmd --permanent --add-port={port}/{kind}");
+        return Some(format!("{} && {} && firewall-cmd --reload", add("tcp"), add("udp")));
+    }
+    let rules: serde_json::Value = serde_json::from_str(&output("nft", &["-j", "list", "chains"])?).ok()?;
+    let chains = rules["nftables"].as_array()?.iter().filter_map(|one| {
+        let chain = &one["chain"];
+        let is_input = chain["hook"] == "input" && chain["type"] == "filter";
+        let name = |key: &str| chain[key].as_str();
+        is_input.then(|| Some(format!("{} {} {}", name("family")?, name("table")?, name("name")?)))?
+    });
+    let insert = |chain: String| format!("nft insert rule {chain} meta l4proto '{{ tcp, udp }}' th dport {port} accept");
+    let all: Vec<String> =
+        chains.filter(|chain| ["inet ", "ip ", "ip6 "].iter().any(|family| chain.starts_with(family))).map(insert).collect();
+    (!all.is_empty()).then(|| all.join(" && "))
 }

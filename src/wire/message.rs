@@ -8,6 +8,7 @@ use poolfs_net::node::Snapshot;
 use poolfs_net::swarm::driver::{History, PeerRow};
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -131,6 +132,8 @@ pub enum ToNet {
     },
     /// What is logged from now on.
     Log(String),
+    /// So many bytes a second may go to addresses outside of the machine's own networks from now on; 0: nothing.
+    Upload(u64),
     /// Are you there?
     Ping(u64),
     /// Save what is to be saved, and end.
@@ -145,6 +148,8 @@ pub enum Question {
     Status,
     /// Every peer that is remembered.
     Peers,
+    /// Whether another node can reach this one's port; it is asked to try.
+    Port,
     /// Who gave which piece of a file.
     Why(Digest),
     /// A document from a URL.
@@ -210,6 +215,8 @@ pub enum Answer {
     Status(Box<NetStatus>),
     /// To [`Question::Peers`].
     Peers(Vec<PeerRow>),
+    /// To [`Question::Port`]: who tried, and whether it could; `None`: nobody did.
+    Port(Option<(SocketAddr, bool)>),
     /// To [`Question::Why`].
     Why(Option<History>),
     /// To [`Question::Document`]: it is in the descriptor, or a reason for people.

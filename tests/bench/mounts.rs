@@ -121,7 +121,7 @@ impl Bench {
         let text = format!(
             "[[mount]]\nrole = \"archives\"\npath = \"{dir}/archives\"\n[[mount]]\nrole = \"lists\"\npath = \"{dir}/lists\"\n\
              [store]\nstate_dir = \"{dir}/state\"\ncache_dir = \"{dir}/cache\"\n[control]\nsocket = \"{dir}/control.sock\"\n\
-             [net]\nlisten = \"127.0.0.1:0\"\ndiscovery = false\n[log]\nlevel = \"warn\"\n"
+             [status]\nlisten = \"\"\n[net]\nlisten = \"127.0.0.1:0\"\ndiscovery = false\n[log]\nlevel = \"warn\"\n"
         );
         fs::write(self.config(), text).unwrap();
     }

@@ -69,7 +69,7 @@ impl Bench {
         let text = format!(
             "[[mount]]\nrole = \"archives\"\npath = \"{shown}/archives\"\n[[mount]]\nrole = \"lists\"\npath = \"{shown}/lists\"\n\
              [store]\nstate_dir = \"{shown}/state\"\ncache_dir = \"{shown}/cache\"\n[control]\nsocket = \"{shown}/control.sock\"\n\
-             [net]\nlisten = \"127.0.0.1:0\"\ndiscovery = false\n[log]\nlevel = \"warn\"\n"
+             [status]\nlisten = \"\"\n[net]\nlisten = \"127.0.0.1:0\"\ndiscovery = false\n[log]\nlevel = \"warn\"\n"
         );
         fs::write(dir.join("poolfs.toml"), text).unwrap();
         Self { dir, daemon: None, nginx: None }

@@ -1,5 +1,6 @@
 //! `poolfs doctor`: each staged fault is found, and its remedy, run as it is printed, mends it.
 
+use crate::harness::crowd::{Crowd, Terms};
 use crate::harness::process::Finished;
 use crate::harness::{Covered, Fault, Machine, Options, Package, Running, Stage, mounts, report, run};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_move, unmount};
@@ -242,4 +243,25 @@ fn mends_first(machine: &Machine, about: &str, text: &str) {
     let left = doctor(machine);
     assert!(left.iter().all(|finding| is_daemon(&finding)), "{:?} left {left:#?}", wanted[0]["remedy"]);
     report("doctor", &format!("{about}: {}: {}", wanted[0]["problem"], wanted[0]["remedy"]));
+}
+
+/// A firewall on this machine keeps peers out while its own datagrams get answers: only somebody else can tell.
+#[test]
+fn a_closed_port_is_seen_by_another_node() {
+    let crowd = Crowd::new(2, packages(), &Terms::default());
+    crowd.up(false);
+    let (machine, host) = (&crowd.machines[0], &crowd.hosts[0]);
+    let network = || doctor(machine).into_iter().filter(|finding| finding["about"] == "network").collect::<Vec<_>>();
+    host.run("nft 'table inet wall { chain in { type filter hook input priority 0; tcp dport 9977 drop; }; }'");
+    let found = network();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let problem = found[0]["problem"].as_str().unwrap();
+    assert!(problem.starts_with("10.99.0.2:9977, another node, cannot open a connection to TCP port 9977"), "{problem}");
+    let ask = || run(crowd.hosts[1].command("curl").args(["-s", "-m", "5", "-o", "/dev/null", "http://10.99.0.1:9977/v1/have/x"])).code();
+    assert_ne!(ask(), 0, "the wall is none");
+    run(host.command("sh").args(["-c", found[0]["remedy"].as_str().unwrap()])).ok();
+    assert_eq!(ask(), 0, "{:?} does not mend it", found[0]["remedy"]);
+    assert_eq!(network(), Vec::<Value>::new());
+    report("doctor", &format!("network: {problem}: {}", found[0]["remedy"]));
+    crowd.machines.iter().for_each(Machine::down);
 }

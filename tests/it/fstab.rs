@@ -141,6 +141,22 @@ fn mount_all_twice_is_one_daemon() {
     report("fstab::mount_all", "two lines: 1 daemon; `mount -a` again: exit 0, the same mounts; each directory goes and comes back");
 }
 
+/// A mount straight after an unmount, before the daemon has seen the latter, must mount, not say that it is there.
+#[test]
+fn mounted_again_at_once() {
+    let scene = Scene::new();
+    let fstab = scene.recommended();
+    mount_all(&fstab).ok();
+    for _ in 0..20 {
+        unmount(&scene.machine().lists());
+        mount_all(&fstab).ok();
+        assert!(scene.is_mounted("lists"), "mount(8) said that it is mounted");
+    }
+    scene.machine().update();
+    scene.machine().down();
+    report("fstab::mounted_again_at_once", "20 times unmounted and mounted again at once");
+}
+
 /// systemd starts both lines at once.
 #[test]
 fn both_lines_at_the_same_time() {

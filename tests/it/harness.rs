@@ -1,5 +1,6 @@
 //! What every end-to-end test stands on.
 
+pub(crate) mod browser;
 pub(crate) mod crowd;
 pub(crate) mod lan;
 pub(crate) mod liar;
@@ -15,7 +16,7 @@ pub(crate) mod upstream;
 
 pub(crate) mod machine;
 
-pub(crate) use lan::{Host, Lan};
+pub(crate) use lan::{Host, Lan, STRANGER};
 pub(crate) use liar::Liar;
 pub(crate) use machine::{Apt, Machine, Options, Sources, workspace};
 pub(crate) use mirror::{Client, Fault, Gate, Mirror};

@@ -62,7 +62,9 @@ fn installed_used_upgraded_and_purged_real_mirror() {
     let edited = text
         .replace("#[net]", "[net]")
         .replace("#listen = \"[::]:9977\"", "listen = \"127.0.0.1:0\"")
-        .replace("# discovery = true", "discovery = false");
+        .replace("# discovery = true", "discovery = false")
+        .replace("#[status]", "[status]")
+        .replace("#listen = \"127.0.0.1:9978\"", "listen = \"127.0.0.1:0\"");
     assert_ne!(text, edited);
     fs::write(&config, edited).unwrap();
     inside(&machine, "poolfs", &["config", "check"]).ok().says("is right");

@@ -570,7 +570,9 @@ impl Tree {
         if !taken {
             return Err(FsError::LockHeld);
         }
-        if self.role == Role::Lists {
+        if self.role == Role::Archives {
+            self.installs.lock().begin(Instant::now(), SystemTime::now());
+        } else {
             self.updates.lock().begin(Instant::now(), SystemTime::now());
             if let Some(refresher) = &self.refresher {
                 refresher.reconfigure();
@@ -591,7 +593,9 @@ impl Tree {
                 ghost.stop_if_closed();
             }
         }
-        if self.role == Role::Lists {
+        if self.role == Role::Archives {
+            self.installs.lock().end(Instant::now());
+        } else {
             self.parts.names.forget_pending();
             let unwanted = self.updates.lock().end(Instant::now());
             drop(unwanted);

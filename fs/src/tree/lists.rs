@@ -8,6 +8,7 @@ use crate::content::Claim;
 use crate::fetch::Job;
 use crate::ghost::Ghost;
 use crate::inode::Node;
+use crate::install::Install;
 use crate::names;
 use crate::refresh::FORMS;
 use crate::source::Purpose;
@@ -41,6 +42,11 @@ impl Tree {
         self.updates.lock().shown(Instant::now())
     }
 
+    /// The same of apt's install, in the archives.
+    pub fn last_install(&self) -> Option<Install> {
+        self.installs.lock().shown(Instant::now())
+    }
+
     /// Whether a path is one of files that apt is fetching for its lists.
     pub(super) fn is_arriving(&self, path: &[u8]) -> bool {
         self.role == Role::Lists && in_partial(path).is_some()
@@ -56,7 +62,7 @@ impl Tree {
     /// A descriptor through which a file was written is closed.
     pub(crate) fn note_written(&self, node: &Node) {
         if self.role != Role::Lists {
-            return;
+            return self.note_package_written(node);
         }
         for link in self.table.links(node.id) {
             let Some(name) = in_partial(&link.path) else { continue };
@@ -70,6 +76,15 @@ impl Tree {
                 self.updates.lock().apt_fetched(digest, size);
             }
             self.note_arrived(name);
+        }
+    }
+
+    /// As [`Self::note_written`], of a package that apt fetched itself.
+    fn note_package_written(&self, node: &Node) {
+        if self.table.links(node.id).iter().any(|link| in_partial(&link.path).is_some())
+            && let Claim::Known(known) = &node.content.state.lock().claim
+        {
+            self.installs.lock().apt_fetched(known.digest, known.stamp.size);
         }
     }
 
@@ -130,7 +145,7 @@ impl Tree {
     /// A ghost's file is in its place.
     pub(crate) fn note_placed(&self, ghost: &Ghost, origin: Origin) {
         if self.role != Role::Lists {
-            return;
+            return self.installs.lock().took(ghost.entry.size, origin);
         }
         let name = ghost.name.as_bytes();
         let is_patch = !names::is_pdiff_index(name) && name.windows(6).any(|part| part == b".diff_");

@@ -318,6 +318,9 @@ impl Node {
                 if reply.dialled == Some(true) {
                     self.reached();
                 }
+                if let Some(reached) = reply.dialled {
+                    self.event(Event::Dialled { by: node.addr, reached });
+                }
             }
         }
     }

@@ -375,19 +375,31 @@ impl Node {
         if age.is_some_and(|age| age < PROOF_OLD) || self.upkeep.dial_back_at > self.now {
             return;
         }
-        let poolfs: Vec<NodeInfo> =
-            self.tables.iter().flat_map(|t| t.entries()).filter(|e| e.poolfs && e.failures == 0).map(|e| e.info).collect();
-        if poolfs.is_empty() {
-            return;
+        if self.ask_for_dials() > 0 {
+            self.upkeep.dial_back_at = self.now + DIAL_BACK_EVERY;
         }
-        self.upkeep.dial_back_at = self.now + DIAL_BACK_EVERY;
-        for _ in 0..DIAL_BACK_NODES.min(poolfs.len()) {
-            let node = poolfs[self.rng.random_range(0..poolfs.len())];
+    }
+
+    /// Asks a few poolfs nodes to open a connection to this node's port, on whatever network; returns how many. Each that tried is told of by
+    /// [`Event::Dialled`]; one that was asked by this address in the last minute refuses, and is not.
+    pub fn ask_to_be_dialled(&mut self, now: Instant) -> usize {
+        self.advance(now);
+        if self.config.read_only { 0 } else { self.ask_for_dials() }
+    }
+
+    fn ask_for_dials(&mut self) -> usize {
+        let mut poolfs: Vec<NodeInfo> =
+            self.tables.iter().flat_map(|t| t.entries()).filter(|e| e.poolfs && e.failures == 0).map(|e| e.info).collect();
+        let mut asked = 0;
+        while asked < DIAL_BACK_NODES && !poolfs.is_empty() {
+            let node = poolfs.swap_remove(self.rng.random_range(0..poolfs.len()));
             // Its token first: who dials for a forged sender would knock at a stranger's door.
             let key = self.random_id();
             let verb = Verb::GetPeers { key, want: Want::default(), pv: false, statements: false, token: None };
             let _next_time = self.query(node.addr, Some(node.id), verb, Purpose::DialToken, Budget::Upkeep);
+            asked += 1;
         }
+        asked
     }
 
     pub(super) fn ask_dial_back(&mut self, node: NodeInfo, token: Vec<u8>) {

@@ -54,6 +54,7 @@ pub(super) enum Command {
     SendRaw(SocketAddr, Vec<u8>),
     Tap(mpsc::Sender<Tapped>, Option<Id>),
     Status(oneshot::Sender<Snapshot>),
+    AskDials(oneshot::Sender<usize>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -238,6 +239,8 @@ impl Driver {
                         self.unsent += 1;
                     }
                 }
+                // Only who was heard is dialled; the network may be another one by now.
+                Action::Dial { ticket, to } if !self.sockets.allows(to) => self.node.dial_result(ticket, false, Instant::now()),
                 Action::Dial { ticket, to } => {
                     self.dials.spawn(async move {
                         let reached = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(to)).await;
@@ -360,6 +363,9 @@ impl Driver {
             // The fleet keeps rates of its own; what the socket refuses is lost like any datagram, and counted.
             Command::SendRaw(to, bytes) if self.tap.is_some() => self.unsent += u64::from(!self.sockets.send(to, &bytes)),
             Command::SendRaw(to, bytes) => drop(self.node.send_raw(to, bytes, now)),
+            Command::AskDials(reply) => {
+                let _ = reply.send(self.node.ask_to_be_dialled(now));
+            }
             Command::Status(reply) => {
                 let status = self.node.status();
                 let rates = self.meter.rates(now, status.counters);

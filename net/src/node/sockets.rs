@@ -3,9 +3,11 @@
 use super::StartError;
 use crate::dht::Family;
 use crate::krpc::DATAGRAM_BYTES_IN_MAX;
+use crate::peer::Near;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use tokio::net::{TcpListener, UdpSocket};
 
 /// Room for a second of answers to the own lookups; a kernel with a lower limit gives less.
@@ -23,6 +25,8 @@ const PORT_TRIES: usize = 16;
 #[derive(Debug)]
 pub(super) struct Sockets {
     of: [Option<UdpSocket>; 2],
+    /// Who is sent to and heard; `None`: everybody.
+    within: Option<Arc<Near>>,
 }
 
 /// What one configured address means: `[::]` stands for both families, as people expect of it.
@@ -73,8 +77,18 @@ impl Sockets {
         }
         match missing {
             Some(err) if taken_port.is_none() => Err(err),
-            _ => Ok(Self { of }),
+            _ => Ok(Self { of, within: None }),
         }
+    }
+
+    /// Sends to nobody and hears nobody else from now on.
+    pub(super) fn keep_within(&mut self, within: Option<Arc<Near>>) {
+        self.within = within;
+    }
+
+    /// Whether that address is spoken to.
+    pub(super) fn allows(&self, address: SocketAddr) -> bool {
+        self.within.as_ref().is_none_or(|within| within.allows(address.ip()))
     }
 
     pub(super) fn local(&self) -> [Option<SocketAddr>; 2] {
@@ -103,7 +117,8 @@ impl Sockets {
         for socket in self.of.iter().flatten() {
             for _ in 0..BATCH_MAX {
                 match socket.try_recv_from(&mut buffer) {
-                    Ok((len, from)) => each(from, &buffer[..len]),
+                    Ok((len, from)) if self.allows(from) => each(from, &buffer[..len]),
+                    Ok(_) => {}
                     Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
                     // The network went, or a filter refused: the next datagram may fare better.
                     Err(err) => tracing::debug!(%err, "receive"),
@@ -115,7 +130,8 @@ impl Sockets {
     /// Sends if the kernel takes it now; what it refuses is lost like any datagram, and said to be so by `false`.
     pub(super) fn send(&self, to: SocketAddr, bytes: &[u8]) -> bool {
         // Past the reactor, which at first does not know that a socket can be written and would lose the first queries.
-        self.of[Family::of(to) as usize].as_ref().is_some_and(|socket| SockRef::from(socket).send_to(bytes, &to.into()).is_ok())
+        self.allows(to)
+            && self.of[Family::of(to) as usize].as_ref().is_some_and(|socket| SockRef::from(socket).send_to(bytes, &to.into()).is_ok())
     }
 }
 

@@ -7,6 +7,7 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
+use super::Near;
 use super::about::{ABOUT_BYTES_MAX, About};
 use super::auth::{ARRIVING_HEADER, AUTH_HEADER, Auth, signed_bytes};
 use crate::fleet::auth::Nonce;
@@ -122,6 +123,8 @@ pub struct PeerClient {
     limits: Arc<ClientLimits>,
     pool: Arc<Pool>,
     auth: Option<Arc<dyn Auth>>,
+    /// Who is connected to at all; `None`: everybody.
+    within: Option<Arc<Near>>,
 }
 
 impl std::fmt::Debug for PeerClient {
@@ -140,7 +143,12 @@ impl PeerClient {
     /// A client that speaks as a stranger.
     pub fn new(limits: ClientLimits) -> Self {
         let pool = Arc::new(Pool::new(limits.idle_per_peer_max, limits.idle_max, limits.idle));
-        Self { limits: Arc::new(limits), pool, auth: None }
+        Self { limits: Arc::new(limits), pool, auth: None, within: None }
+    }
+
+    /// The same client, which connects to nobody else.
+    pub fn within(self, within: Arc<Near>) -> Self {
+        Self { within: Some(within), ..self }
     }
 
     /// The same client for members of the fleet: requests are signed, and only signed answers count.
@@ -279,6 +287,9 @@ impl PeerClient {
         let (answer, nonce) = match kept {
             Some(answer) => answer,
             None => {
+                if self.within.as_ref().is_some_and(|within| !within.allows(peer.ip())) {
+                    return Err(PeerError::Gone);
+                }
                 let connecting = timeout_at(deadline(self.limits.connect), Connection::open(peer)).await;
                 let mut connection = connecting.map_err(|_| PeerError::Gone)?.map_err(|_| PeerError::Gone)?;
                 let (request, nonce) = self.request(peer, path, range)?;

@@ -206,6 +206,7 @@ struct Shared {
 pub struct PeerServer {
     local: Vec<SocketAddr>,
     counts: Arc<Counts>,
+    bucket: Arc<Bucket>,
     _tasks: JoinSet<()>,
 }
 
@@ -217,6 +218,7 @@ impl PeerServer {
         let listeners = bind(&listen)?;
         let local = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let counts = Arc::new(Counts::default());
+        let bucket = Arc::new(Bucket::new(limits.upload_bytes_s));
         let shared = Arc::new(Shared {
             near,
             shelf,
@@ -228,7 +230,7 @@ impl PeerServer {
             slots_near: Arc::new(Semaphore::new(limits.slots_near)),
             connections: Arc::new(Semaphore::new(limits.connections_max)),
             connections_outside: Arc::new(Semaphore::new(limits.connections_max - limits.connections_max / 4)),
-            bucket: Arc::new(Bucket::new(limits.upload_bytes_s)),
+            bucket: Arc::clone(&bucket),
             by_address: Mutex::default(),
             counts: Arc::clone(&counts),
             limits,
@@ -237,7 +239,13 @@ impl PeerServer {
         for listener in listeners {
             tasks.spawn(accept(listener, Arc::clone(&shared)));
         }
-        Ok(Self { local, counts, _tasks: tasks })
+        Ok(Self { local, counts, bucket, _tasks: tasks })
+    }
+
+    /// Gives so many bytes a second to addresses beyond this machine's networks from now on, all together; 0: nothing more, also
+    /// of what is under way.
+    pub fn set_upload(&self, bytes_s: u64) {
+        self.bucket.set(bytes_s);
     }
 
     /// The addresses that it listens on.
@@ -300,6 +308,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
+            // Who is not to be spoken to sees a closed connection.
+            Ok((_, peer)) if !shared.near.allows(peer.ip()) => bump(&shared.counts.refused),
             Ok((stream, peer)) => match Seat::take(&shared, peer) {
                 Some(seat) => drop(connections.spawn(serve(stream, peer, Arc::clone(&shared), seat))),
                 None => {

@@ -54,7 +54,7 @@ mod shared;
 
 pub use evict::Evicted;
 pub use incoming::{Incoming, Partial, Progress, SIZE_BYTES_MAX};
-pub use judged::{Changed, Decision, Origin};
+pub use judged::{Changed, Decision, KeptBack, Origin};
 pub use objects::{Kind, Lease, Objects, OpenObject, Taken};
 pub use place::{Replace, TEMP_PREFIX, copy, place, sweep};
 pub use shared::{Shared, SharedTo};

@@ -19,6 +19,9 @@ use tempfile::TempDir;
 /// Where the mirror is, seen from each host.
 pub(crate) const HUB: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 254);
 
+/// Beyond the hub, which is a router then: an address on no link of any host.
+pub(crate) const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+
 /// The wire. Dropped last, after its machines.
 #[derive(Debug)]
 pub(crate) struct Lan {
@@ -62,6 +65,32 @@ impl Lan {
     /// A socket that hosts reach at [`HUB`]; whoever serves it stays in the test's own namespace.
     pub(crate) fn listen(&self) -> TcpListener {
         listen_within(&self.hub(), HUB)
+    }
+
+    /// Puts somebody at [`STRANGER`], and counts what hosts send to him.
+    pub(crate) fn let_stranger_in(&self) {
+        self.in_hub(&format!(
+            "ip addr add {STRANGER}/32 dev lo
+             nft 'table ip watch {{ counter datagrams {{ }}; counter connections {{ }}; chain in {{ type filter hook input priority 0;
+                 iif br0 ip daddr {STRANGER} meta l4proto udp counter name datagrams;
+                 iif br0 ip daddr {STRANGER} tcp flags & (syn|ack) == syn counter name connections; }}; }}'"
+        ));
+    }
+
+    /// Datagrams, and connections begun, from hosts to [`STRANGER`] so far.
+    pub(crate) fn sent_to_stranger(&self) -> [u64; 2] {
+        let said = run(within(&self.hub(), "nft").args(["-j", "list", "counters"])).ok().out;
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let count = |name: &str| {
+            let counters = said["nftables"].as_array().unwrap().iter().map(|one| &one["counter"]);
+            counters.clone().find(|counter| counter["name"] == name).and_then(|counter| counter["packets"].as_u64()).unwrap()
+        };
+        [count("datagrams"), count("connections")]
+    }
+
+    /// A program in the stranger's place. What it sends has another address unless it names [`STRANGER`] as its own.
+    pub(crate) fn stranger(&self, program: impl AsRef<OsStr>) -> Command {
+        within(&self.hub(), program)
     }
 
     /// Limits what comes from the hub, the mirror that is, in Mbit/s for all hosts together.

@@ -84,6 +84,8 @@ pub(crate) enum Fault {
     RedirectLoop,
     /// Body one byte per pass through the gate.
     Drip(Gate),
+    /// Body 64 KiB per pass through the gate.
+    Pour(Gate),
     /// Headers at once, the body when the gate is open.
     StallBody(Gate),
     /// Nothing at all until the gate is open.
@@ -203,7 +205,7 @@ impl Mirror {
 
     /// As [`Mirror::fault`], for the next `times` fitting requests.
     pub(crate) fn fault_times(&self, ends_with: &str, client: impl Into<Option<Client>>, fault: Fault, times: u64) {
-        if let Fault::Drip(gate) | Fault::StallBody(gate) | Fault::Stall(gate) = &fault {
+        if let Fault::Drip(gate) | Fault::Pour(gate) | Fault::StallBody(gate) | Fault::Stall(gate) = &fault {
             self.shared.gates.lock().push(gate.clone());
         }
         let rule = Rule { ends_with: ends_with.into(), client: client.into(), fault, left: times };
@@ -303,6 +305,7 @@ enum After {
     Close,
     Reset,
     Drip(Gate),
+    Pour(Gate),
     StallBody(Gate),
 }
 
@@ -452,6 +455,7 @@ impl Shared {
                 answer.after = After::Reset;
             }
             Some(Fault::Drip(gate)) => answer.after = After::Drip(gate.clone()),
+            Some(Fault::Pour(gate)) => answer.after = After::Pour(gate.clone()),
             Some(Fault::StallBody(gate)) => answer.after = After::StallBody(gate.clone()),
             _ => {}
         }
@@ -529,14 +533,14 @@ fn send(writer: &mut TcpStream, method: &str, answer: &Answer, mut sent: impl Fn
     }
     let chunk_bytes = if matches!(answer.after, After::Drip(_)) { 1 } else { 64 * 1024 };
     for chunk in answer.body.chunks(chunk_bytes) {
-        if let After::Drip(gate) = &answer.after {
+        if let After::Drip(gate) | After::Pour(gate) = &answer.after {
             gate.pass();
         }
         writer.write_all(chunk)?;
         sent(chunk.len() as u64);
     }
     match answer.after {
-        After::KeepAlive | After::Drip(_) | After::StallBody(_) => Ok(true),
+        After::KeepAlive | After::Drip(_) | After::Pour(_) | After::StallBody(_) => Ok(true),
         After::Close => {
             writer.shutdown(Shutdown::Both)?;
             Ok(false)

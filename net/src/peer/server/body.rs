@@ -167,6 +167,10 @@ impl FileBody {
                 State::End => return Poll::Ready(None),
                 State::Read(mut bytes) => {
                     let Some(bucket) = &self.bucket else { return Poll::Ready(Some(Ok(self.send(bytes, Bytes::new())))) };
+                    if bucket.is_shut() {
+                        // Who waits for the rest would hold a slot until he gives up.
+                        return Poll::Ready(Some(Err(io::Error::other("nothing is given any more"))));
+                    }
                     let now = bytes.split_to(bytes.len().min(LIMITED_BYTES));
                     let at = bucket.take(now.len());
                     if at <= Instant::now() {

@@ -22,6 +22,8 @@ const REJECT: u32 = 0x200;
 #[derive(Debug)]
 pub struct Near {
     routes: Option<Mutex<(Option<Instant>, Vec<Link>)>>,
+    /// Whether nobody is spoken to who is not on a link of this machine.
+    links_only: bool,
 }
 
 /// A prefix, with IPv4 in its mapped form.
@@ -44,26 +46,50 @@ impl Link {
 impl Near {
     /// As this machine's routes say, read from `/proc/net` now and then.
     pub fn of_machine() -> Self {
-        Self { routes: Some(Mutex::new((None, Vec::new()))) }
+        Self { routes: Some(Mutex::new((None, Vec::new()))), links_only: false }
+    }
+
+    /// As [`Self::of_machine`], and whoever is not on one of its links is not spoken to at all: [`Self::allows`]. A private range
+    /// behind a router is no link.
+    pub fn links_of_machine_only() -> Self {
+        Self { links_only: true, ..Self::of_machine() }
     }
 
     /// Every address is far, for tests.
     pub fn nobody() -> Self {
-        Self { routes: None }
+        Self { routes: None, links_only: false }
     }
 
     /// Whether `ip` is within this machine's networks.
     pub fn is_near(&self, ip: IpAddr) -> bool {
         let Some(routes) = &self.routes else { return false };
         let ip = ip.to_canonical();
-        if is_private(ip) {
-            return true;
+        is_private(ip) || is_on_link(routes, ip)
+    }
+
+    /// Whether anything may be sent to `ip`, or taken from it.
+    pub fn allows(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        match &self.routes {
+            Some(routes) if self.links_only => is_of_link_itself(ip) || is_on_link(routes, ip),
+            _ => true,
         }
-        let mut routes = routes.lock();
-        if routes.0.is_none_or(|read| read.elapsed() >= ROUTES_KEPT) {
-            *routes = (Some(Instant::now()), links_of_machine());
-        }
-        routes.1.iter().any(|link| link.holds(ip))
+    }
+}
+
+fn is_on_link(routes: &Mutex<(Option<Instant>, Vec<Link>)>, ip: IpAddr) -> bool {
+    let mut routes = routes.lock();
+    if routes.0.is_none_or(|read| read.elapsed() >= ROUTES_KEPT) {
+        *routes = (Some(Instant::now()), links_of_machine());
+    }
+    routes.1.iter().any(|link| link.holds(ip))
+}
+
+/// Addresses that no router passes on.
+fn is_of_link_itself(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
     }
 }
 
@@ -138,6 +164,12 @@ mod tests {
         }
         assert!(!Near::of_machine().is_near("100.64.0.1".parse().unwrap()), "a carrier's NAT has strangers behind it");
         assert!(!Near::nobody().is_near("127.0.0.1".parse().unwrap()));
+        // Without a wish for links only everybody is spoken to; with it not even a private range without a link.
+        let stranger = "192.0.2.77".parse().unwrap();
+        assert!(Near::of_machine().allows(stranger) && Near::nobody().allows(stranger));
+        let closed = Near::links_of_machine_only();
+        assert!(!closed.allows(stranger) && !closed.allows("::ffff:192.0.2.77".parse().unwrap()));
+        assert!(["127.0.0.1", "fe80::1", "169.254.1.1", "::1"].iter().all(|ip| closed.allows(ip.parse().unwrap())));
         assert!(super::links("garbage\nx y z\n", "1 2 3\n").is_empty());
     }
 }

@@ -495,6 +495,39 @@ async fn strangers_share_little() {
     assert!(shut.ask(&path, "").await.0.contains("retry-after: 3600\r\n"));
 }
 
+/// Quiet hours begin: what is under way ends too, and begins again with them over.
+#[tokio::test(start_paused = true)]
+async fn giving_is_stopped_and_taken_up() {
+    let limits = ServerLimits { upload_bytes_s: 100_000, ..ServerLimits::default() };
+    let rig = rig_with(Setup { limits, near: Near::nobody(), ..Setup::default() });
+    let file = bytes(4 * PIECE);
+    let path = format!("GET /v1/file/{}", rig.shelf.add(&file, For::All));
+    let mut stream = rig.connect().await;
+    stream.write_all(format!("{path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+    stream.read_exact(&mut [0; 10_000]).await.unwrap();
+    rig.server.set_upload(0);
+    let mut rest = Vec::new();
+    // A reset says the same as an end.
+    let _ = stream.read_to_end(&mut rest).await;
+    assert!(rest.len() < file.len() / 2, "{} bytes came all the same", rest.len());
+    assert!(rig.ask(&path, "").await.0.contains("retry-after: 3600\r\n"));
+    rig.server.set_upload(10_000_000);
+    let (head, body) = rig.ask(&path, "").await;
+    assert!(head.starts_with("HTTP/1.1 200 ") && body == file, "{head}");
+}
+
+/// Who is on none of this machine's links gets no word, not even that there is nothing.
+#[tokio::test]
+async fn only_links_are_spoken_to() {
+    let closed = rig_with(Setup { near: Near::links_of_machine_only(), ..Setup::default() });
+    let path = format!("GET /v1/file/{}", closed.shelf.add(b"shown", For::All));
+    assert!(closed.ask(&path, "").await.0.starts_with("HTTP/1.1 200 "), "loopback is a link");
+    let far: std::net::SocketAddr = "192.0.2.1:9".parse().unwrap();
+    let client = client().within(Arc::new(Near::links_of_machine_only()));
+    let asked = client.have(far, &FileShape::of(Digest::of(b"shown"), 5)).await;
+    assert!(matches!(asked, Err(PeerError::Gone)), "{asked:?}");
+}
+
 /// The uplink is somebody's: all strangers together get the rate and not more, and each gets some of it.
 #[tokio::test(start_paused = true)]
 async fn strangers_share_the_rate() {

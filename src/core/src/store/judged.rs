@@ -34,6 +34,19 @@ pub struct Decision {
     pub origin: Option<Origin>,
 }
 
+/// A file that is kept from strangers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptBack {
+    /// The directory that it is in.
+    pub role: Role,
+    /// Its path there.
+    pub path: Vec<u8>,
+    /// Its length in bytes.
+    pub size: u64,
+    /// The rule that decided.
+    pub rule: Rule,
+}
+
 /// A file whose sharing changed: where it is, its content, and who may have it now.
 pub type Changed = (Role, Vec<u8>, Digest, Sharing);
 
@@ -107,6 +120,22 @@ impl Store {
             .collect()
         })
     }
+
+    /// Clean files of all directories that are kept from strangers, at most `files_max`.
+    pub fn withheld(&self, files_max: u32) -> Result<Vec<KeptBack>, StoreError> {
+        let rows: Vec<(String, KeptBack)> = self.read(|db| {
+            db.prepare_cached(
+                "SELECT role, path, size, judged.rule FROM files JOIN judged USING (digest)
+                 WHERE state = 'clean' AND sharing = 'withheld' ORDER BY role, path LIMIT ?1",
+            )?
+            .query_map([files_max], |row| {
+                let size = row.get::<_, i64>(2)?.cast_unsigned();
+                Ok((row.get(0)?, KeptBack { role: Role::Archives, path: row.get(1)?, size, rule: row.get(3)? }))
+            })?
+            .collect()
+        })?;
+        Ok(rows.into_iter().filter_map(|(role, row)| Some(KeptBack { role: Role::from_word(&role)?, ..row })).collect())
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +169,9 @@ mod tests {
         assert_eq!(decide(decision(Sharing::Withheld, Rule::Security, None)), []);
         assert_eq!(store.decisions().unwrap(), [(sums.digest, (Rule::Security, Some(origin)))].into());
         assert_eq!(store.kept_back(Role::Archives).unwrap(), [(Rule::Security, 2)].into());
+        let withheld = |path: &str| KeptBack { role: Role::Archives, path: path.into(), size: 5, rule: Rule::Security };
+        assert_eq!(store.withheld(9).unwrap(), [withheld("a"), withheld("b")]);
+        assert_eq!(store.withheld(1).unwrap(), [withheld("a")]);
         let unknown = Decision { digest: Digest([1; 32]), ..decision(Sharing::Available, Rule::Current, None) };
         assert_eq!(decide(unknown), [], "what is not here has no row");
         store.removed(Role::Archives, b"").unwrap();
