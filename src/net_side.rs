@@ -160,7 +160,7 @@ impl NetSide {
     pub fn swarm(&self, mirror: Arc<Mirror>, setup: &Setup) -> Result<Arc<Swarm>> {
         let parts = SwarmParts {
             mirror,
-            client: client(&config.net),
+            client: client(&setup.net),
             finder: Arc::new(NodeFinder::new(self.node.as_ref().map(|node| node.dht.clone()))),
             announcer: Arc::clone(&self.arriving) as Arc<dyn poolfs_net::swarm::driver::Announcer>,
             partials: Arc::clone(&self.partials),
