@@ -298,7 +298,7 @@ fn a_taken_port_is_told() {
     let config = stage.machine.config();
     let text = fs::read_to_string(&config).unwrap();
     let wanted = format!("[status]\nlisten = \"{}\"", taken.local_addr().unwrap());
-    fs::write(&config, text.replacen("[status]\nlisten = \"127.0.0.1:0\"", &wanted, 1)).unwrap();
+    fs::write(&config, text.replacen("[status]\nlisten = '127.0.0.1:0'", &wanted, 1)).unwrap();
     stage.machine.up();
     let status = json(&stage.machine, "status");
     assert_eq!(status["page"], Value::Null);

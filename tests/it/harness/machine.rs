@@ -307,7 +307,7 @@ impl Machine {
         let toml = format!(
             "[[mount]]\nrole = \"archives\"\npath = {archives:?}\n\n[[mount]]\nrole = \"lists\"\npath = {lists:?}\n\n\
              [store]\nstate_dir = {state:?}\ncache_dir = {cache:?}\nquota = {quota:?}\n\n[control]\nsocket = {socket:?}\n\n\
-             [apt]\nsources = [{sources:?}]\nconfig = {conf:?}\n\n[status]\nlisten = \"127.0.0.1:0\"\n\n[net]\n{net}{more}",
+             [apt]\nsources = [{sources:?}]\nconfig = {conf:?}\n\n[status]\nlisten = '127.0.0.1:0'\n\n[net]\n{net}{more}",
             archives = self.archives(),
             lists = self.lists(),
             state = self.state_dir(),
