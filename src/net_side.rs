@@ -200,6 +200,11 @@ impl NetSide {
     /// Saves the routing tables and ends everything.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
+        if let Some(fleet) = &self.fleet
+            && tokio::time::timeout(SAVE_PATIENCE, fleet.leave()).await.is_err()
+        {
+            tracing::warn!("the fleet is not told that this machine leaves it: the node takes too long");
+        }
         if let Some(node) = self.node
             && tokio::time::timeout(SAVE_PATIENCE, node.dht.shutdown()).await.is_err()
         {

@@ -62,6 +62,9 @@ const PLAN_DELAY: Duration = Duration::from_millis(10);
 /// A new view is made at most this often.
 const VIEW_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Members that are told that this machine leaves; the others hear it of them.
+const FAREWELLS_MAX: usize = 64;
+
 /// Held answers and what is to be told are looked at this often.
 const STEP: Duration = Duration::from_millis(100);
 
@@ -145,6 +148,7 @@ pub struct Core {
     fetching: BTreeMap<(Digest, u32, Option<SocketAddr>), AskOrigin>,
     plan_at: Option<Instant>,
     step_at: Instant,
+    has_left: bool,
     rtt: Rtt,
     into: Bucket,
     strangers: Bucket,
@@ -181,6 +185,7 @@ impl Core {
             fetching: BTreeMap::new(),
             plan_at: None,
             step_at: now + STEP,
+            has_left: false,
             rtt: Rtt::default(),
             into: Bucket::new(MEMBERS_PER_SECOND, now),
             strangers: Bucket::new(STRANGERS_PER_SECOND, now),
@@ -298,8 +303,22 @@ impl Core {
         self.teller.gone(digests);
     }
 
+    /// Says farewell to the members, so that nobody waits for this machine as a coordinator. From here on it is deaf: an answer would
+    /// bring it back to life.
+    pub fn leave(&mut self, now: Instant) {
+        self.has_left = true;
+        let farewell = Ask::Ping(self.members.farewell());
+        let others: Vec<_> = self.view.contacts().filter(|(id, _)| *id != self.me).take(FAREWELLS_MAX).collect();
+        for (id, contact) in others {
+            self.call(contact, Some(id), farewell.clone(), now);
+        }
+    }
+
     /// Takes a datagram for which [`wire::is_fleet`] holds.
     pub fn datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
+        if self.has_left {
+            return;
+        }
         let from = address::canonical(from);
         let Some(envelope) = Envelope::read(bytes) else { return };
         if envelope.is_query {
@@ -353,7 +372,12 @@ impl Core {
             if self.view_stale && now >= self.view_at {
                 self.view_stale = false;
                 self.view_at = now + VIEW_INTERVAL;
+                let was_alone = self.view.len() <= 1;
                 self.view = Arc::new(self.members.view());
+                if was_alone && self.view.len() > 1 {
+                    self.asker.joined(now);
+                    self.coordinator.joined(now);
+                }
                 self.teller.ranks_changed(now);
             }
             for (to, key, reply) in self.coordinator.poll(now) {
@@ -369,13 +393,16 @@ impl Core {
             AskDo::Want { to, want } if to == self.me => {
                 let me = self.view.member(self.me).cloned();
                 let Some(me) = me else { return };
-                match self.coordinate(&me, &want, now) {
+                let answer = self.coordinate(&me, &want, now);
+                tracing::trace!(?want, ?answer, "asked of itself");
+                match answer {
                     Coordinated::Now(reply) => self.asker.reply(&self.view, self.me, want.key, &reply, now),
                     Coordinated::Held | Coordinated::Ignored => {}
                 }
             }
             AskDo::Want { to, want } => {
                 if let Some(contact) = self.view.member(to).map(|member| member.contact) {
+                    tracing::trace!(?want, %contact, "to ask");
                     self.call(contact, Some(to), Ask::Want(want), now);
                 }
             }
@@ -410,6 +437,7 @@ impl Core {
     }
 
     fn held_answer(&mut self, to: MemberId, key: GroupKey, reply: &Reply, now: Instant) {
+        tracing::trace!(?key, ?reply, "held until now");
         if to == self.me {
             self.asker.reply(&self.view, self.me, key, reply, now);
         } else if let Some(waiting) = self.held.remove(&(to, key)) {
@@ -449,6 +477,8 @@ impl Core {
         if let Some(transaction) = want.and_then(|want| self.wants.get(&want).copied())
             && let Some(call) = self.calls.get_mut(&transaction)
         {
+            // An answer to what was asked before is not one to this: it would be taken for all that there is to say.
+            call.nonces.clear();
             (call.ask, call.to, call.first, call.step) = (ask, to, now, 0);
             self.timers.push(Reverse((now + WANT_AGAIN, transaction)));
             return self.transmit(transaction, now);
@@ -573,7 +603,9 @@ impl Core {
             }
             Ask::Want(want) => {
                 let Some(asker) = self.speaker(id, from, now) else { return };
-                match self.coordinate(&asker, &want, now) {
+                let answer = self.coordinate(&asker, &want, now);
+                tracing::trace!(?want, ?answer, %from, "asked by a member");
+                match answer {
                     Coordinated::Now(reply) => {
                         self.held.remove(&(id, want.key));
                         self.answer_want(from, transaction, nonce, reply, now);
@@ -653,6 +685,7 @@ impl Core {
                     }
                     *named != ANSWERER
                 });
+                tracing::trace!(key = ?want.key, ?reply, %from, "answered");
                 self.asker.reply(&self.view, id, want.key, &reply, now);
             }
             (Answer::List { members, end }, _) => self.members.listed(id, &members, end, now),

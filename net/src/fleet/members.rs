@@ -7,6 +7,10 @@
 //! unreachable is told to be suspect, and out [`SUSPECT_FOR`] later unless it answers or contradicts with a higher incarnation.
 //! Who is out is remembered for a while, so that old lists do not bring it back, and asked now and then whether it came back.
 //!
+//! Lists are asked for by datagram (`pf_list`), not by `GET /v1/members`: a machine that joins has an address that answered by UDP and
+//! perhaps none that takes connections, the tags are the same, and 1,000 members are some sixty answers. The HTTP form is for people and
+//! tools. A machine that ends says farewell ([`Members::farewell`]), so that nobody waits for it as a coordinator.
+//!
 //! With the fleet key, members are believed about each other. Without one anybody can speak, so members are only those that
 //! answer at an address on one of this machine's own links; what is told of others is a hint like any other.
 //!
@@ -345,6 +349,11 @@ impl Members {
             }
         }
         Ping { sender: self.me.clone(), changes }
+    }
+
+    /// What a machine says that ends: others need not find out by its silence.
+    pub fn farewell(&self) -> Ping {
+        Ping { sender: self.me.clone(), changes: vec![Change { state: State::Out, record: self.me.clone() }] }
     }
 
     /// Takes a ping whose tag was right. Whether it is to be answered.

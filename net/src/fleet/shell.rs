@@ -110,6 +110,7 @@ enum Command {
     Hint(SocketAddr),
     /// A download was given up or needs nothing more.
     Dropped,
+    Leave(oneshot::Sender<()>),
 }
 
 #[derive(Clone, Debug)]
@@ -232,6 +233,15 @@ impl Fleet {
         drop(self.commands.send(Command::Gone(digests)).await);
     }
 
+    /// Says farewell to the members, and is none any more. When it returns the datagrams are the node's to send.
+    pub async fn leave(&self) {
+        let (left, done) = oneshot::channel();
+        if self.commands.send(Command::Leave(left)).await.is_ok() {
+            // An error means that the task ended meanwhile.
+            drop(done.await);
+        }
+    }
+
     /// Tells an address at which a member may be.
     pub async fn hint(&self, at: SocketAddr) {
         drop(self.commands.send(Command::Hint(at)).await);
@@ -316,6 +326,13 @@ impl Task {
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
+                    Some(Command::Leave(left)) => {
+                        self.core.leave(Instant::now());
+                        self.act().await;
+                        // Who waited for it may be gone.
+                        let _ = left.send(());
+                        break;
+                    }
                     Some(command) => self.command(command),
                     None => break,
                 },
@@ -429,6 +446,8 @@ impl Task {
             Command::Gone(digests) => self.core.gone(&digests),
             Command::Hint(at) => self.core.hint(at, now),
             Command::Dropped => self.forget_dropped(),
+            // The loop does that.
+            Command::Leave(_) => {}
         }
     }
 

@@ -31,7 +31,7 @@ const DATAGRAMS_PER_STEP: usize = 50;
 
 /// How long after a change of the members the ranks are looked at again: a new member has to hear of what is here before it is
 /// asked about it. Steps bound the work when many come at once.
-const RANKS_DELAY: Duration = Duration::from_secs(1);
+const RANKS_DELAY: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]
 struct File {
@@ -86,7 +86,8 @@ impl Teller {
     }
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        self.look_again_at.filter(|_| !self.files.is_empty())
+        // While a look goes on, the next waits for its end.
+        self.look_again_at.filter(|_| !self.files.is_empty() && self.due.is_empty())
     }
 
     /// Who is to be told of what now. `incarnation` gives that of a live member.
@@ -97,8 +98,9 @@ impl Teller {
         now: Instant,
     ) -> Vec<(MemberId, Vec<Digest>)> {
         if self.look_again_at.is_some_and(|at| at <= now) {
-            self.look_again_at = Some(now + TELL_AGAIN_AFTER / 8);
+            // Some were looked at with the members as they were: those have another turn.
             if self.due.is_empty() {
+                self.look_again_at = Some(now + TELL_AGAIN_AFTER / 8);
                 self.due.extend(self.files.keys());
             }
         }

@@ -5,7 +5,7 @@
 //!
 //! | verb | asks | answer |
 //! |---|---|---|
-//! | `pf_want` | [`Want`]: `f` digest, `g` group, `h` pieces had, `n` size, `b`/`c` bad contacts, `d`/`e` silent coordinators, `m` mirror bad, `p` its pace | [`Reply`]: `t` take, `f`/`g` from, `w` wait, `s` see, `x` free |
+//! | `pf_want` | [`Want`]: `f` digest, `g` group, `h` pieces had, `n` size, `b`/`c` bad contacts, `d`/`e` silent coordinators, `j` newcomer, `k` room at the mirror where it is less than [`ROOM_MAX`], `m` mirror bad, `p` its pace | [`Reply`]: `t` take, `f`/`g` from, `w` wait, `s` see, `x` free |
 //! | `pf_have` | `d`: up to [`HAVE_DIGESTS_MAX`] digests | nothing |
 //! | `pf_ping` | `s` the sender, `c` changes | the same, `d` digest and `n` number of the members |
 //! | `pf_list` | `a`: members after this id | `m` members, `e` no more follow |
@@ -22,7 +22,7 @@ use crate::krpc::message::int;
 use crate::krpc::scan::{raw_entry, scan};
 use crate::krpc::{DATAGRAM_BYTES_OUT_MAX, Transaction, VERSION, contact_from_slice, contact_to_vec};
 use crate::swarm::FileShape;
-use crate::swarm::fleet::{BAD_MAX, FROM_MAX, GroupKey, MemberId, Reply, SILENT_MAX, Want, groups};
+use crate::swarm::fleet::{BAD_MAX, FROM_MAX, GroupKey, MemberId, ROOM_MAX, Reply, SILENT_MAX, Want, groups};
 use bt_bencode::{ByteString, Value};
 use poolfs_core::Digest;
 use std::collections::BTreeMap;
@@ -272,6 +272,10 @@ pub fn query(key: &FleetKey, me: MemberId, transaction: [u8; 4], nonce: Nonce, n
             out.int("g", want.key.group.into());
             out.bytes("h", &want.have.reverse_bits().to_be_bytes());
             out.bytes("id", &me.0);
+            out.flag("j", want.newcomer);
+            if want.room < ROOM_MAX {
+                out.int("k", want.room.into());
+            }
             out.flag("m", want.mirror_bad);
             out.int("n", want.size);
             if let Some(pace) = want.mirror_pace {
@@ -482,6 +486,11 @@ fn want(args: &Entries) -> Option<Want> {
             None => None,
             Some(pace) => Some(Duration::from_millis(u16::try_from(int(pace)?).ok()?.into())),
         },
+        room: match args.get("k".as_bytes()) {
+            None => ROOM_MAX,
+            Some(room) => u8::try_from(int(room)?).ok().filter(|room| *room < ROOM_MAX)?,
+        },
+        newcomer: args.get("j".as_bytes()).and_then(int) == Some(1),
     })
 }
 

@@ -308,10 +308,8 @@ impl Swarm {
         self.save();
         match end {
             Ok(()) => {
+                // The fleet hears of it from whoever keeps it: not every file that is had here gets a place.
                 self.remember(outlet);
-                if let Some(fleet) = &self.parts.fleet {
-                    fleet.arrived(vec![shape]).await;
-                }
                 Ok(())
             }
             Err(End::Unwanted) => Err(SwarmError::Unwanted),

@@ -177,6 +177,10 @@ pub struct Want {
     pub mirror_bad: bool,
     /// How long the mirror takes for a piece, where that is long: see [`Asker::mirror_pace`].
     pub mirror_pace: Option<Duration>,
+    /// Pieces that the asker would begin to fetch from the mirror now: it gets no lease for more.
+    pub room: u8,
+    /// The asker coordinates this group itself and has just joined: it asks who has what, and for no lease.
+    pub newcomer: bool,
 }
 
 /// What a coordinator answers. Several parts may come together; none at all is an answer to who has everything.
@@ -199,6 +203,9 @@ pub const FROM_MAX: usize = 4;
 
 /// Silent coordinators told in one want.
 pub const SILENT_MAX: usize = RANKS;
+
+/// Pieces from the mirror that one machine fetches at once, at most: its word for no limit.
+pub const ROOM_MAX: u8 = 16;
 
 /// Failed contacts told in one want.
 pub const BAD_MAX: usize = 8;

@@ -3,6 +3,7 @@
 
 mod hostile;
 mod membership;
+mod newcomer;
 
 use super::*;
 use crate::fleet::wire::State;
@@ -340,4 +341,36 @@ fn who_has_a_file_is_known() {
     net.want_at(5, other);
     net.run_until(Duration::from_secs(10), Net::is_done);
     assert_eq!(net.mirror.len(), 0, "coordinator {coordinator}");
+}
+
+/// An answer to an earlier want that comes after a later one was sent is not the answer to that: the asker would take it for all
+/// that there is to say, and wait.
+#[test]
+fn an_answer_to_an_earlier_want() {
+    let mut net = Net::joined(2);
+    net.run(Duration::from_secs(70));
+    let shape = (0..).map(|nth| file(nth, 16)).find(|shape| net.coordinator_of(shape) == 0).unwrap();
+    let core = &mut net.machines[1].core;
+    let now = net.now;
+    let sent = |core: &mut Core| -> Vec<Vec<u8>> {
+        let todo = std::iter::from_fn(|| core.poll());
+        todo.filter_map(|todo| if let CoreDo::Send { bytes, .. } = todo { Some(bytes) } else { None }).collect()
+    };
+    assert!(core.want(shape, |_| false, now));
+    core.tick(now + PLAN_DELAY);
+    let first = sent(core).pop().expect("a want");
+    // A piece came some other way, and the coordinator is told.
+    core.fetched(shape.digest, 3, now + PLAN_DELAY);
+    let second = sent(core).pop().expect("another want");
+    let reply = |bytes: &[u8], pieces: u16| {
+        let envelope = Envelope::read(bytes).unwrap();
+        let nonce = Nonce(envelope.tag[8..16].try_into().unwrap());
+        let reply = Reply { take: Some((pieces, Duration::from_secs(5))), ..Reply::default() };
+        wire::answer(&key(), id(0), &envelope.transaction, nonce, contact(1), &Answer::Reply(reply))
+    };
+    let fetches = |core: &mut Core| std::iter::from_fn(|| core.poll()).filter(|todo| matches!(todo, CoreDo::Fetch { .. })).count();
+    core.datagram(contact(0), &reply(&first, 0b1111), now + PLAN_DELAY);
+    assert_eq!(fetches(core), 0);
+    core.datagram(contact(0), &reply(&second, 0b0011), now + PLAN_DELAY);
+    assert_eq!(fetches(core), 2);
 }

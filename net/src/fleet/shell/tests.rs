@@ -1,6 +1,8 @@
 //! Fleets over loopback sockets, with pieces that are only counted.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod hostile;
+
 use super::*;
 use crate::dht::Network;
 use crate::node::NodeOptions;
@@ -42,6 +44,12 @@ struct Machines {
     all: Vec<Machine>,
     /// Pieces fetched from the mirror, by each machine.
     mirror: Vec<AtomicU32>,
+}
+
+fn machines(at: impl IntoIterator<Item = SocketAddr>) -> Machines {
+    let all: Vec<Machine> = at.into_iter().map(|at| Machine { at, has: Mutex::default(), dead: Mutex::new(false) }).collect();
+    let mirror = all.iter().map(|_| AtomicU32::new(0)).collect();
+    Machines { all, mirror }
 }
 
 impl Machines {

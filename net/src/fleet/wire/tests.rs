@@ -42,6 +42,8 @@ fn want_of(bad: Vec<SocketAddr>) -> Want {
         silent: Vec::new(),
         mirror_bad: false,
         mirror_pace: None,
+        room: crate::swarm::fleet::ROOM_MAX,
+        newcomer: false,
     }
 }
 
@@ -76,11 +78,12 @@ fn golden_bytes() {
     let mut want = want_of(bad);
     want.mirror_bad = true;
     want.mirror_pace = Some(Duration::from_millis(1_500));
+    (want.newcomer, want.room) = (true, 3);
     let fives = "\\x05".repeat(32);
     ask(
         Ask::Want(want),
         &format!(
-            "d1:ad1:b6:\\n\\x00\\x00\\t&\\xf91:f32:{fives}1:gi12e1:h2:\\xc0\\x002:id20:abcdefghij01234567891:mi1e1:ni209715200e1:pi1500ee{}",
+            "d1:ad1:b6:\\n\\x00\\x00\\t&\\xf91:f32:{fives}1:gi12e1:h2:\\xc0\\x002:id20:abcdefghij01234567891:ji1e1:ki3e1:mi1e1:ni209715200e1:pi1500ee{}",
             tail("pf_want")
         ),
     );

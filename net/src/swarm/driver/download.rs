@@ -142,7 +142,9 @@ pub(super) struct Download<'a, 'b, T> {
     pub(super) told: Told<'a>,
     pub(super) list: Option<Arc<PieceList>>,
     pub(super) led: Option<Led>,
-    /// Pieces whose givers had not seen the whole file, and so cannot be convicted for them: source, piece and version.
+    /// Pieces whose givers had not seen the whole file, and so cannot be convicted for them: source, piece and version. Nothing tells a
+    /// liar who says so of all that he gives from his victim, which may have had another list when it gave. So he is out for the
+    /// download, never credited, and costs at most what liars may waste in an hour.
     arriving: HashSet<(SourceId, u32, Digest)>,
     /// The delivery that was sent to know when those before it are dealt with.
     marked: u64,
@@ -238,6 +240,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         loop {
             self.act();
             self.take_back_left();
+            self.go_alone_in_doubt();
             self.act();
             self.deliver_due();
             self.tell_fleet().await;

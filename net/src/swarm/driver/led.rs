@@ -40,19 +40,28 @@ pub(super) struct Led {
     here: Vec<Option<Digest>>,
     /// What the fleet says that is left to those who have the whole file.
     left: HashMap<u32, Origin>,
+    /// Every piece is here: nothing more is said.
+    done: bool,
 }
 
 impl Led {
     pub(super) fn new(download: FleetDownload, pieces: u32) -> Self {
-        Self { download, asked: HashMap::new(), tells: VecDeque::new(), here: vec![None; pieces as usize], left: HashMap::new() }
+        Self {
+            download,
+            asked: HashMap::new(),
+            tells: VecDeque::new(),
+            here: vec![None; pieces as usize],
+            left: HashMap::new(),
+            done: false,
+        }
     }
 }
 
 /// What a fleet wants next; `None` for ever where none leads.
 pub(super) async fn next(led: &mut Option<Led>) -> Option<FleetDo> {
     match led {
-        Some(led) => led.download.next().await,
-        None => std::future::pending().await,
+        Some(led) if !led.done => led.download.next().await,
+        _ => std::future::pending().await,
     }
 }
 
@@ -61,7 +70,7 @@ impl<T: Send> Download<'_, '_, T> {
     pub(super) fn follow(&mut self, todo: Option<FleetDo>) {
         match todo {
             Some(FleetDo::Fetch { piece, from }) => self.fetch_for_fleet(piece, from),
-            Some(FleetDo::Done) => {}
+            Some(FleetDo::Done) => self.led.iter_mut().for_each(|led| led.done = true),
             None => self.go_alone(),
         }
     }
@@ -125,6 +134,15 @@ impl<T: Send> Download<'_, '_, T> {
         }
         for (piece, from) in std::mem::take(&mut led.left) {
             self.fetch_for_fleet(piece, from);
+        }
+    }
+
+    /// All was here once, and something is needed again: the bytes were not the file's, and whose they were is found out as
+    /// without a fleet.
+    pub(super) fn go_alone_in_doubt(&mut self) {
+        let blame = self.schedule.blame();
+        if self.led.as_ref().is_some_and(|led| led.done) && (!blame.is_first_round() || blame.open().next().is_some()) {
+            self.go_alone();
         }
     }
 

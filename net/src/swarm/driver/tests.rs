@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
+mod crowds;
 mod fake;
 mod hostile;
 
@@ -68,6 +69,11 @@ impl Got {
 
 impl Lab {
     fn new(peers: &[&FakePeer]) -> Self {
+        Self::on(peers, false, None)
+    }
+
+    /// On a network with strangers or not, and in a fleet or not.
+    fn on(peers: &[&FakePeer], public: bool, fleet: Option<Fleet>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (finder, announced, partials) = (Arc::<FakeFinder>::default(), Arc::<Announced>::default(), Arc::<Partials>::default());
         *finder.found.lock() = peers.iter().map(|peer| peer.found()).collect();
@@ -81,8 +87,8 @@ impl Lab {
             partials: Arc::clone(&partials),
             netdb: Some(Arc::new(NetDb::open(dir.path()).unwrap())),
             spill_dir: dir.path().to_owned(),
-            public: false,
-            fleet: None,
+            public,
+            fleet,
         };
         let swarm = Swarm::new(parts).unwrap();
         Self { dir, finder, announced, partials, swarm }

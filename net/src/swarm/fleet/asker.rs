@@ -1,15 +1,19 @@
 //! The side of who wants files: whom to ask, what to fetch from whom, and when to go to the mirror unasked.
 
 use super::coordinator::LEASE;
-use super::{BAD_MAX, GROUP_PIECES, GroupKey, MemberId, RANKS, Reply, SILENT_MAX, View, Want, group_bits, groups, weight};
+use super::{BAD_MAX, GROUP_PIECES, GroupKey, MemberId, RANKS, ROOM_MAX, Reply, SILENT_MAX, View, Want, group_bits, groups, weight};
 use crate::swarm::FileShape;
 use poolfs_core::Digest;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Groups worked on at once.
-pub const GROUPS_AT_ONCE: usize = 8;
+/// Groups worked on at once; of small files more, until so many pieces are missing in all.
+const GROUPS_AT_ONCE_MIN: usize = 8;
+const PIECES_AT_ONCE: u32 = 64;
+
+/// Groups worked on at once, at most.
+pub const GROUPS_AT_ONCE: usize = 32;
 
 /// Groups that wait; past that a file is not taken and goes the way of a lone machine.
 pub(super) const GROUPS_WAITING_MAX: usize = 100_000;
@@ -17,11 +21,18 @@ pub(super) const GROUPS_WAITING_MAX: usize = 100_000;
 /// A coordinator silent for this long is asked again, and the next one too.
 const SILENT: Duration = Duration::from_secs(1);
 
+/// One that meanwhile answered something else is only busy, or its answer was lost: it alone is asked again, this often.
+const BUSY_MAX: u8 = 4;
+
 /// All coordinators silent for this long: to the mirror.
 const ALL_SILENT: Duration = Duration::from_secs(5);
 
-/// Nothing came of a group for this long: to the mirror.
+/// Nothing came of a group for this long, and of none for [`IDLE`]: to the mirror.
 const STUCK: Duration = Duration::from_secs(20);
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Nothing came of a group for this long, whatever came of others: to the mirror.
+const STUCK_MAX: Duration = Duration::from_secs(60);
 
 /// The delay before going to the mirror unasked is up to this for each hundred members, so that they do not go together.
 const FALLBACK_DELAY: Duration = Duration::from_secs(2);
@@ -38,8 +49,14 @@ const PASSED_OVER_FOR: Duration = Duration::from_secs(600);
 /// A leaseholder is heard this often.
 const RENEW: Duration = Duration::from_secs(2);
 
+/// So long after joining this machine asks the next coordinator about groups of its own: it may not have been told yet who has what.
+const NEW_FOR: Duration = Duration::from_secs(60);
+
 /// The longest that a `wait` is obeyed without asking again.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How often in a row a coordinator that names only who is of no use is asked again at once: it is told, and names others.
+const UNUSABLE_MAX: u8 = 4;
 
 /// How many `see` are followed.
 const SEE_MAX: u8 = 2;
@@ -49,6 +66,16 @@ const MIRROR_PACE_TOLD: Duration = Duration::from_secs(1);
 
 /// Pieces from the mirror whose times are remembered.
 const MIRROR_TIMES_KEPT: usize = 8;
+
+/// Pieces fetched from the mirror at once: at the start, and at least. There is one less for each that took longer than
+/// [`MIRROR_SLOW`] and twice the quickest one, otherwise one more, up to [`ROOM_MAX`]: a mirror that many share brings a few pieces
+/// soon rather than many late, and what is not leased to this machine may be to another. Where it only answers late that does not help.
+const MIRROR_SLOTS_FIRST: u8 = 4;
+const MIRROR_SLOTS_MIN: u8 = 2;
+const MIRROR_SLOW: Duration = Duration::from_secs(1);
+
+/// Room that a coordinator was told of is not told to another for this long.
+const OFFERED_FOR: Duration = Duration::from_millis(100);
 
 /// Members whose failures are remembered: as many as there can be.
 const FAILED_MAX: usize = super::MEMBERS_MAX;
@@ -90,6 +117,12 @@ struct Query {
     sent: Instant,
     /// The coordinators asked, first to last.
     asked: Vec<MemberId>,
+    /// Asked of another though this machine coordinates the group, see [`Want::newcomer`].
+    newcomer: bool,
+    /// What was told of the room at the mirror.
+    room: u8,
+    /// How often the last one asked was asked again as one that is busy.
+    busy: u8,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -106,10 +139,17 @@ struct Group {
     all: u16,
     have: u16,
     fetching: [Option<Fetching>; GROUP_PIECES as usize],
+    /// Pieces that are this machine's to fetch from the mirror when there is room, with who said so.
+    leased: u16,
+    leased_by: Option<MemberId>,
     query: Option<Query>,
     /// Who `see` named, to be asked instead of the first.
     seen: Option<MemberId>,
     hops: u8,
+    /// Answers in a row that named only who is of no use.
+    unusable: u8,
+    /// The next coordinator knows nothing of it either: this machine leads it.
+    own: bool,
     ask_at: Option<Instant>,
     /// Since when all that was asked of has been silent.
     silent_since: Option<Instant>,
@@ -139,6 +179,13 @@ pub struct Asker {
     in_vain: HashMap<MemberId, Instant>,
     /// How long the last pieces from the mirror took.
     mirror_times: VecDeque<Duration>,
+    mirror_slots: u8,
+    mirror_quickest: Option<Duration>,
+    /// When a member last answered anything.
+    heard: HashMap<MemberId, Instant>,
+    joined: Option<Instant>,
+    /// When a piece last came.
+    progress: Option<Instant>,
     random: u64,
     todo: VecDeque<AskDo>,
 }
@@ -156,9 +203,19 @@ impl Asker {
             passed_over: HashMap::new(),
             in_vain: HashMap::new(),
             mirror_times: VecDeque::new(),
+            mirror_slots: MIRROR_SLOTS_FIRST,
+            mirror_quickest: None,
+            heard: HashMap::new(),
+            joined: None,
+            progress: None,
             random: seed,
             todo: VecDeque::new(),
         }
+    }
+
+    /// Notes that others are there now, who had nobody to tell before.
+    pub fn joined(&mut self, now: Instant) {
+        self.joined = Some(now);
     }
 
     /// Wants a file of which the pieces for which `has` holds are here; asking begins with the next [`Self::tick`], so that a
@@ -193,6 +250,7 @@ impl Asker {
         self.active.retain(|key, _| key.digest != *digest);
         self.waiting.retain(|(_, key), _| key.digest != *digest);
         self.begin_groups(view, now);
+        self.use_room(view, now);
     }
 
     /// Whether nothing is wanted.
@@ -210,10 +268,11 @@ impl Asker {
         self.todo.pop_front()
     }
 
-    /// Takes the answer of a member to a want for this group.
+    /// Takes the answer of a member to a want for this group. What it leases is begun as far as there is room.
     pub fn reply(&mut self, view: &View, from: MemberId, key: GroupKey, reply: &Reply, now: Instant) {
         self.down.remove(&from);
         self.silent.remove(&from);
+        note(&mut self.heard, from, now);
         let Some(group) = self.active.get_mut(&key) else { return };
         let Some(query) = group.query.take() else { return };
         // Who was asked before the one that answers has been silent for a second, twice asked.
@@ -223,6 +282,10 @@ impl Asker {
             }
         }
         group.silent_since = None;
+        if query.newcomer && reply.see.is_some() {
+            group.own = true;
+            return self.ask(view, key, now);
+        }
         if let Some(contact) = reply.see {
             let known = view.at(&contact).map(|member| member.id);
             // Only upwards and only twice: nobody can send us in a circle.
@@ -246,9 +309,11 @@ impl Asker {
         let (mut hinted, mut took) = (false, false);
         let free_pieces = |group: &Group, bits: u16| bits & group.all & !group.have & !group.fetching_bits();
         if let Some((bits, _)) = reply.take {
-            let bits = free_pieces(group, bits);
-            group.fetch(key, bits, Origin::Mirror, Some(from), now, &mut self.todo);
-            took = bits != 0 || group.mirror_bits() != 0;
+            group.leased = free_pieces(group, bits);
+            group.leased_by = Some(from);
+            took = group.leased != 0 || group.mirror_bits() != 0;
+        } else {
+            group.leased = 0;
         }
         for (contact, bits) in &reply.from {
             // Whatever a coordinator names, only members are ever connected to.
@@ -259,6 +324,7 @@ impl Asker {
             // Who is passed over as a coordinator may still be a good holder.
             if self.down.get(&member.id).is_none_or(|at| now.saturating_duration_since(*at) >= DOWN_FOR) {
                 let bits = free_pieces(group, *bits);
+                group.leased &= !bits;
                 group.fetch(key, bits, Origin::Member(member.id), Some(from), now, &mut self.todo);
                 hinted |= bits != 0;
             } else {
@@ -269,7 +335,12 @@ impl Asker {
             group.plan_fallback(view.len(), &mut self.random, now);
         }
         if group.fetching_bits() == 0 {
-            let wait = reply.wait.unwrap_or(WAIT_MAX).min(WAIT_MAX);
+            let named_in_vain = !reply.from.is_empty() && !hinted;
+            group.unusable = if named_in_vain { group.unusable.saturating_add(1) } else { 0 };
+            let wait = match reply.wait.unwrap_or(WAIT_MAX).min(WAIT_MAX) {
+                _ if named_in_vain && group.unusable <= UNUSABLE_MAX => Duration::ZERO,
+                wait => wait,
+            };
             group.ask_at = Some(now + if hinted || took { RENEW } else { wait });
         } else {
             group.ask_at = Some(now + RENEW);
@@ -281,6 +352,7 @@ impl Asker {
             self.in_vain.entry(from).or_insert(now);
         }
         self.pass_over(now);
+        self.use_room(view, now);
     }
 
     /// Notes that a piece is here and right as far as can be told.
@@ -292,6 +364,7 @@ impl Asker {
         }
         let Some(group) = self.active.get_mut(&key).filter(|group| group.all & !group.have & bit != 0) else { return };
         group.have |= bit;
+        self.progress = Some(now);
         group.progress = now;
         group.fallback_at = None;
         let fetching = group.fetching[(piece % GROUP_PIECES) as usize].take();
@@ -300,11 +373,20 @@ impl Asker {
             while self.mirror_times.len() > MIRROR_TIMES_KEPT {
                 self.mirror_times.pop_front();
             }
+            let took = now.saturating_duration_since(since);
+            let quickest = self.mirror_quickest.map_or(took, |quickest| quickest.min(took));
+            self.mirror_quickest = Some(quickest);
+            self.mirror_slots = if took > MIRROR_SLOW.max(quickest * 2) {
+                (self.mirror_slots - 1).max(MIRROR_SLOTS_MIN)
+            } else {
+                (self.mirror_slots + 1).min(ROOM_MAX)
+            };
         }
         if let Some(by) = fetching.and_then(|fetching| fetching.by) {
             self.in_vain.remove(&by);
         }
         let complete = group.have == group.all;
+        group.leased &= !bit;
         let report = (group.have & !group.told).count_ones() >= 4 || group.fetching_bits() == 0;
         if complete || report {
             self.ask(view, key, now);
@@ -315,6 +397,7 @@ impl Asker {
         }
         self.one_less(digest);
         self.begin_groups(view, now);
+        self.use_room(view, now);
     }
 
     /// A piece of a group that is not asked for yet is here.
@@ -361,6 +444,7 @@ impl Asker {
         if group.fetching_bits() == 0 && group.query.is_none() {
             self.ask(view, key, now);
         }
+        self.use_room(view, now);
     }
 
     /// Notes that a request to a member failed: for a while it is down for this machine, whatever others say.
@@ -383,8 +467,7 @@ impl Asker {
             }
             let Some(group) = self.active.get_mut(&key) else { continue };
             let silent = group.silent_since.is_some_and(|since| now >= since + ALL_SILENT);
-            // Who waits for the mirror itself knows that going there again would not help.
-            let stuck = now >= group.progress + STUCK && group.mirror_bits() == 0;
+            let stuck = group.stuck_at(self.progress).is_some_and(|at| now >= at);
             if (silent || stuck) && group.fallback_at.is_none() {
                 group.plan_fallback(view.len(), &mut self.random, now);
             }
@@ -394,6 +477,7 @@ impl Asker {
                 group.silent_since = None;
                 // What somebody was to bring and has not brought is fetched as well.
                 let bits = group.all & !group.have & !group.mirror_bits();
+                group.leased = 0;
                 group.fetch(key, bits, Origin::Mirror, None, now, &mut self.todo);
             }
         }
@@ -403,10 +487,9 @@ impl Asker {
     pub fn next_timeout(&self) -> Option<Instant> {
         let of = |group: &Group| {
             let query = group.query.as_ref().map(|query| query.sent + SILENT);
-            let planned = group.fallback_at.or_else(|| {
-                let stuck = (group.mirror_bits() == 0).then_some(group.progress + STUCK);
-                stuck.into_iter().chain(group.silent_since.map(|since| since + ALL_SILENT)).min()
-            });
+            let planned = group
+                .fallback_at
+                .or_else(|| group.stuck_at(self.progress).into_iter().chain(group.silent_since.map(|since| since + ALL_SILENT)).min());
             [query.or(group.ask_at), planned].into_iter().flatten().min()
         };
         self.active.values().filter_map(of).chain(self.in_vain.values().map(|at| *at + HINTS_COST_MAX)).min()
@@ -437,16 +520,21 @@ impl Asker {
     }
 
     fn begin_groups(&mut self, view: &View, now: Instant) {
-        while self.active.len() < GROUPS_AT_ONCE {
+        let missing = |groups: &BTreeMap<GroupKey, Group>| groups.values().map(|group| (group.all & !group.have).count_ones()).sum::<u32>();
+        while self.active.len() < GROUPS_AT_ONCE_MIN || self.active.len() < GROUPS_AT_ONCE && missing(&self.active) < PIECES_AT_ONCE {
             let Some(((_, key), (shape, have))) = self.waiting.pop_first() else { return };
             let group = Group {
                 shape,
                 all: group_bits(&shape, key.group),
                 have,
                 fetching: [None; GROUP_PIECES as usize],
+                leased: 0,
+                leased_by: None,
                 query: None,
                 seen: None,
                 hops: 0,
+                unusable: 0,
+                own: false,
                 ask_at: None,
                 silent_since: None,
                 progress: now,
@@ -479,14 +567,21 @@ impl Asker {
 
     fn ask(&mut self, view: &View, key: GroupKey, now: Instant) {
         let Some(group) = self.active.get(&key) else { return };
-        let first = self.coordinators(view, &key, group.seen, now).first().copied();
-        let want = self.wanted(key, now);
-        let (Some(group), Some(want)) = (self.active.get_mut(&key), want) else { return };
+        let is_new = !group.own && self.joined.is_some_and(|at| now.saturating_duration_since(at) < NEW_FOR);
+        let (first, newcomer) = match *self.coordinators(view, &key, group.seen, now) {
+            [first, next, ..] if first == self.me && is_new => (Some(next), true),
+            [first, ..] => (Some(first), false),
+            [] => (None, false),
+        };
+        let (want, room) = (self.wanted(key, now), self.room(now));
+        let (Some(group), Some(mut want)) = (self.active.get_mut(&key), want) else { return };
+        want.newcomer = newcomer;
         group.ask_at = None;
         group.told = group.have;
         match first {
             Some(to) => {
-                group.query = Some(Query { sent: now, asked: vec![to] });
+                want.room = room;
+                group.query = Some(Query { sent: now, asked: vec![to], newcomer, room, busy: 0 });
                 self.todo.push_back(AskDo::Want { to, want });
             }
             None => {
@@ -502,8 +597,14 @@ impl Asker {
         let Some(group) = self.active.get(&key) else { return };
         let Some(query) = group.query.clone() else { return };
         let next = self.coordinators(view, &key, group.seen, now).into_iter().find(|id| !query.asked.contains(id));
-        let want = self.wanted(key, now);
+        let (want, room) = (self.wanted(key, now), self.room(now));
         let (Some(group), Some(mut want)) = (self.active.get_mut(&key), want) else { return };
+        (want.newcomer, want.room) = (query.newcomer, room);
+        let busy = query.asked.last().copied().filter(|last| self.heard.get(last).is_some_and(|at| *at >= query.sent));
+        if let Some(busy) = busy.filter(|_| query.busy < BUSY_MAX) {
+            group.query = Some(Query { sent: now, room, busy: query.busy + 1, ..query });
+            return self.todo.push_back(AskDo::Want { to: busy, want });
+        }
         group.silent_since.get_or_insert(query.sent);
         let Some(next) = next.filter(|_| query.asked.len() < RANKS) else {
             // Passed over they are for a while; the ones after them are asked at once.
@@ -522,9 +623,44 @@ impl Asker {
         }
         let first = query.asked.first().copied();
         let asked = query.asked.into_iter().chain([next]).collect();
-        group.query = Some(Query { sent: now, asked });
+        group.query = Some(Query { sent: now, asked, newcomer: query.newcomer, room, busy: 0 });
         for to in first.into_iter().chain([next]) {
             self.todo.push_back(AskDo::Want { to, want: want.clone() });
+        }
+    }
+
+    /// How many pieces more are worth a lease now. Where they come quickly, as many as are fetched at once may wait for that.
+    fn room(&self, now: Instant) -> u8 {
+        // What was offered a moment ago may be taken up yet.
+        let offered = |group: &Group| {
+            let query = group.query.as_ref().filter(|query| now.saturating_duration_since(query.sent) < OFFERED_FOR);
+            query.map_or(0, |query| u32::from(query.room).min(group.lacks().count_ones()))
+        };
+        let taken: u32 = self.active.values().map(|group| (group.mirror_bits() | group.leased).count_ones() + offered(group)).sum();
+        let quick = self.mirror_times.back().is_some_and(|took| *took < MIRROR_SLOW / 2);
+        (self.mirror_slots * if quick { 2 } else { 1 }).saturating_sub(u8::try_from(taken).unwrap_or(u8::MAX)).min(ROOM_MAX)
+    }
+
+    /// Begins what is leased as far as there is room at the mirror; asks for more where nothing is.
+    fn use_room(&mut self, view: &View, now: Instant) {
+        let running: u32 = self.active.values().map(|group| group.mirror_bits().count_ones()).sum();
+        let mut free = u32::from(self.mirror_slots).saturating_sub(running);
+        for (key, group) in &mut self.active {
+            while free > 0 && group.leased != 0 {
+                let bit = group.leased & group.leased.wrapping_neg();
+                group.leased &= !bit;
+                free -= 1;
+                group.fetch(*key, bit, Origin::Mirror, group.leased_by, now, &mut self.todo);
+            }
+        }
+        // Whoever was asked while there was no room may have something now: the one that has waited longest is asked again.
+        if free > 0 {
+            let starved = |group: &Group| group.query.as_ref().map_or(group.have != group.told, |query| query.room == 0);
+            let longest =
+                self.active.iter().filter(|(_, group)| group.lacks() != 0 && starved(group)).min_by_key(|(_, group)| group.progress);
+            if let Some(key) = longest.map(|(key, _)| *key) {
+                self.ask(view, key, now);
+            }
         }
     }
 
@@ -542,6 +678,8 @@ impl Asker {
             silent: told(&group.silent),
             mirror_bad: group.mirror_bad.as_ref().is_some_and(recent),
             mirror_pace: self.mirror_pace(now).filter(|pace| *pace >= MIRROR_PACE_TOLD),
+            room: ROOM_MAX,
+            newcomer: false,
         })
     }
 
@@ -598,6 +736,18 @@ fn is_up(missing: [&HashMap<MemberId, Instant>; 2], passed_over: &HashMap<Member
 impl Group {
     fn fetching_bits(&self) -> u16 {
         (0..16).filter(|at| self.fetching[*at].is_some()).fold(0, |all, at| all | 1 << at)
+    }
+
+    /// What is neither here nor on its way.
+    fn lacks(&self) -> u16 {
+        self.all & !self.have & !self.fetching_bits()
+    }
+
+    /// When this machine stops waiting for others. Who waits for the mirror itself knows that going there again would not help.
+    fn stuck_at(&self, progress: Option<Instant>) -> Option<Instant> {
+        let at =
+            progress.map_or(self.progress + STUCK, |progress| (progress + IDLE).max(self.progress + STUCK).min(self.progress + STUCK_MAX));
+        (self.mirror_bits() | self.leased == 0).then_some(at)
     }
 
     fn mirror_bits(&self) -> u16 {

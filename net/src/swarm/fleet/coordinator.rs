@@ -20,11 +20,12 @@ const GROUP_KEPT: Duration = Duration::from_secs(600);
 /// Answers held at once; past that an asker is told to wait instead.
 pub const HELD_MAX: usize = 10_000;
 
-/// How long an answer is held in the hope of a better one: less than the second after which the asker repeats itself.
-const HOLD: Duration = Duration::from_millis(800);
+/// How long an answer is held in the hope of a better one: with the way there and back over links that are full (a fifth of a
+/// second each), less than the second after which the asker takes its coordinator for silent.
+const HOLD: Duration = Duration::from_millis(400);
 
 /// What an asker is told to wait when nothing came.
-const WAIT: Duration = Duration::from_millis(250);
+const WAIT: Duration = Duration::from_millis(100);
 
 /// A lease lasts this long without a want of its holder; also the age of a first lease that counts as slow where none of
 /// this coordinator has ended yet.
@@ -34,7 +35,7 @@ pub(super) const LEASE: Duration = Duration::from_secs(5);
 const LEASE_PIECES_MAX: u32 = 4;
 
 /// A lease is slow after this, or [`SLOW_MEDIANS`] times the median lease if that is longer.
-const SLOW_MIN: Duration = Duration::from_secs(1);
+const SLOW_MIN: Duration = Duration::from_secs(2);
 const SLOW_MEDIANS: u32 = 4;
 
 /// However slow the mirror is, a lease older than this is not the only one on its piece.
@@ -42,6 +43,9 @@ const SLOW_MAX: Duration = Duration::from_secs(60);
 
 /// A group that is asked for because its coordinator failed gives no lease for so long: meanwhile the askers tell what they have.
 const REFILL: Duration = Duration::from_millis(600);
+
+/// After joining, a coordinator does so with every group: others have not told it yet what they have.
+const NEW_FOR: Duration = Duration::from_secs(3);
 
 /// Leases on one piece at once, and in [`LEASES_WINDOW`].
 const LEASES_AT_ONCE: usize = 2;
@@ -73,6 +77,9 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 /// An asker that cannot reach a greater coordinator, which we can, gets no lease of us for so long: meanwhile the pieces that
 /// it may not be told of by the other reach us, and from us it.
 const DEFER: Duration = Duration::from_secs(2);
+
+/// Whether a group's members are still there is looked at this often while it is asked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A holder outside the view counts as there for so long after it was heard.
 const HEARD_FOR: Duration = Duration::from_secs(30);
@@ -141,6 +148,10 @@ struct Entry {
     wanted: Option<Instant>,
     /// No lease before this.
     defer_until: Option<Instant>,
+    /// See [`Want::room`].
+    room: u8,
+    /// It coordinates this group itself and asks only who has what, see [`Want::newcomer`].
+    newcomer: bool,
 }
 
 impl Entry {
@@ -158,6 +169,8 @@ impl Entry {
             mirror_bad: None,
             wanted: None,
             defer_until: None,
+            room: 0,
+            newcomer: false,
         }
     }
 
@@ -176,6 +189,8 @@ struct Group {
     /// Per piece, the leases of the last ten minutes.
     leases: Vec<Vec<Lease>>,
     wanted: Instant,
+    /// When it was last looked who is there.
+    looked: Instant,
     freed: Option<Instant>,
     /// No lease before this.
     refilled: Instant,
@@ -198,6 +213,7 @@ pub struct Coordinator {
     told: HashMap<Digest, Vec<(MemberId, Instant)>>,
     pub(super) told_count: usize,
     told_expired: Option<Instant>,
+    joined: Option<Instant>,
     dirty: Vec<GroupKey>,
 }
 
@@ -219,6 +235,7 @@ impl Coordinator {
             told: HashMap::new(),
             told_count: 0,
             told_expired: None,
+            joined: None,
             dirty: Vec::new(),
         }
     }
@@ -231,6 +248,11 @@ impl Coordinator {
     /// Whether answers are held, so that [`Self::tick`] has something to do.
     pub fn is_holding(&self) -> bool {
         self.held > 0
+    }
+
+    /// Notes that others are there now, who had nobody to tell before.
+    pub fn joined(&mut self, now: Instant) {
+        self.joined = Some(now);
     }
 
     /// Takes the news that a member has whole files (`pf_have`).
@@ -288,7 +310,10 @@ impl Coordinator {
         if all == 0 {
             return Answer::Ignored;
         }
-        let first_is_unreached = match self.greater(view, want, local) {
+        let greater = self.greater(view, want, local);
+        let for_newcomer = want.newcomer && greater.is_some_and(|first| first.id == asker.id);
+        let first_is_unreached = match greater {
+            _ if for_newcomer => false,
             Some(first) if !unreached(want, first) => {
                 return Answer::Now(Reply { see: Some(first.contact), ..Reply::default() });
             }
@@ -298,7 +323,7 @@ impl Coordinator {
         self.pace_told(self.me, local.mirror_pace, now);
         if !self.groups.contains_key(&want.key) {
             self.make_room(now);
-            let group = self.new_group(view, want, all, now);
+            let group = self.new_group(view, asker.id, want, all, now);
             self.entries += group.entries.len();
             self.groups.insert(want.key, group);
         }
@@ -307,6 +332,9 @@ impl Coordinator {
             return Answer::Ignored;
         }
         group.wanted = now;
+        if now.saturating_duration_since(group.looked) >= LOOK_EVERY {
+            group.expire(view, now);
+        }
         let before = group.entries.len();
         if let Some(me) = view.member(self.me).filter(|me| own_have != 0 && me.id != asker.id) {
             let own = group.entry(me);
@@ -317,6 +345,7 @@ impl Coordinator {
         if first_is_unreached {
             group.entries[at].defer_until.get_or_insert(now + DEFER);
         }
+        group.entries[at].newcomer = for_newcomer;
         let took = group.heard(at, want, now);
         self.lease_times.extend(took);
         while self.lease_times.len() > TIMES_KEPT {
@@ -417,7 +446,9 @@ impl Coordinator {
         }
     }
 
-    fn new_group(&self, view: &View, want: &Want, all: u16, now: Instant) -> Group {
+    fn new_group(&self, view: &View, asker: MemberId, want: &Want, all: u16, now: Instant) -> Group {
+        // It has asked others before itself.
+        let is_new = asker != self.me && self.joined.is_some_and(|at| now.saturating_duration_since(at) < NEW_FOR);
         let mut group = Group {
             size: want.size,
             all,
@@ -425,8 +456,9 @@ impl Coordinator {
             by_id: HashMap::new(),
             leases: vec![Vec::new(); all.count_ones() as usize],
             wanted: now,
+            looked: now,
             freed: None,
-            refilled: if want.bad.is_empty() && want.silent.is_empty() { now } else { now + REFILL },
+            refilled: if want.bad.is_empty() && want.silent.is_empty() && !is_new { now } else { now + REFILL },
             held: VecDeque::new(),
             dirty: false,
         };
@@ -499,6 +531,7 @@ impl Group {
         entry.have |= have;
         entry.live = true;
         entry.wanted = Some(now);
+        entry.room = want.room;
         entry.bad.retain(|(contact, at)| now.saturating_duration_since(*at) < BAD_FOR && !want.bad.contains(contact));
         let room = (4 * BAD_MAX).saturating_sub(entry.bad.len());
         entry.bad.extend(want.bad.iter().take(BAD_MAX.min(room)).map(|contact| (*contact, now)));
@@ -513,13 +546,20 @@ impl Group {
         self.dirty |= new != 0 || !ended.is_empty();
         self.give_back(&ended);
         let mut took = Vec::new();
+        let shape = FileShape::of(want.key.digest, self.size);
+        let first = want.key.group * super::GROUP_PIECES;
+        let whole =
+            |piece: usize| u32::try_from(piece).is_ok_and(|piece| shape.piece_len(first + piece) == poolfs_core::piece::PIECE_BYTES);
         for (piece, leases) in self.leases.iter_mut().enumerate() {
             leases.retain(|lease| now.saturating_duration_since(lease.since) < LEASES_WINDOW);
             for lease in leases.iter_mut().filter(|lease| lease.holder == id && !lease.ended) {
                 lease.renewed = now;
                 if have & (1 << piece) != 0 {
                     lease.ended = true;
-                    took.push(now.saturating_duration_since(lease.since));
+                    // Of a short piece it says nothing of how long a whole one may take.
+                    if whole(piece) {
+                        took.push(now.saturating_duration_since(lease.since));
+                    }
                 } else if want.mirror_bad {
                     lease.ended = true;
                     self.dirty = true;
@@ -538,6 +578,7 @@ impl Group {
 
     /// Takes back what was given to who is gone or silent, and looks who is there.
     fn expire(&mut self, view: &View, now: Instant) {
+        self.looked = now;
         let mut ended = Vec::new();
         for entry in &mut self.entries {
             let heard = entry.wanted.is_some_and(|at| now.saturating_duration_since(at) < HEARD_FOR);
@@ -573,9 +614,11 @@ impl Group {
         }
         let mirror_bad = asker.mirror_bad.is_some_and(|bad| now.saturating_duration_since(bad) < BAD_FOR);
         self.name_holders(at, open & had, holders, now);
-        if !mirror_bad && now >= self.refilled && self.entries[at].defer_until.is_none_or(|until| now >= until) {
+        let newcomer = self.entries[at].newcomer;
+        if !mirror_bad && !newcomer && now >= self.refilled && self.entries[at].defer_until.is_none_or(|until| now >= until) {
             let most = if others_ask { LEASE_PIECES_MAX } else { super::GROUP_PIECES };
-            self.lease(at, open & !had, most.saturating_sub(leased.count_ones()), slow, now);
+            let most = most.saturating_sub(leased.count_ones()).min(self.entries[at].room.into());
+            self.lease(at, open & !had, most, slow, now);
         }
         let asker = &self.entries[at];
         let take = self.leased_to(asker.id, now) & missing;
@@ -584,6 +627,10 @@ impl Group {
             return Some(Reply { take: (take != 0).then_some((take, LEASE)), from, ..Reply::default() });
         }
         let alive = |lease: &Lease| is_alive(lease, now);
+        if newcomer && open & had == 0 && !bits(open).any(|piece| self.leases[piece].iter().any(alive)) {
+            // Nothing is known here: it is its to lead.
+            return Some(Reply { see: Some(asker.contact), ..Reply::default() });
+        }
         let spent = |piece: usize| self.leases[piece].len() >= LEASES_MAX && !self.leases[piece].iter().any(alive);
         let in_turn = self.freed.is_none_or(|freed| now.saturating_duration_since(freed) >= FREE_EVERY);
         if open & had == 0 && bits(open).all(spent) && in_turn {

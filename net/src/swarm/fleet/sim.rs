@@ -1,7 +1,8 @@
 //! A fleet in one process, with a clock that goes in steps: the coordinators and askers are the real ones, links and the mirror
 //! have rates that are shared by what runs over them.
 //!
-//! Rates are flat and nothing is lost: right in the order of magnitude, not in the second digit. For tests and for
+//! By default rates are flat and nothing waits: right in the order of magnitude, not in the second digit. With [`Roads`] links have
+//! queues in which queries wait behind the pieces, transfers begin slowly and share links unevenly, as TCP's do. For tests and for
 //! `examples/fleet_sim.rs`; nothing of it is in the daemon.
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a model, not the program")]
 
@@ -26,6 +27,19 @@ pub struct Scenario {
     pub start_within: Duration,
     /// Of a hundred machines so many die, each when half of its pieces are there.
     pub dying_percent: usize,
+    /// What links do beside carrying bytes.
+    pub roads: Roads,
+}
+
+/// What links do beside carrying bytes.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Roads {
+    /// How long whatever is sent waits at each full link that it crosses.
+    pub queue: Duration,
+    /// Transfers begin with ten packets, double with each way there and back, and get uneven shares.
+    pub tcp: bool,
+    /// Files that a machine wants at once, in the plan's order; 0: all of them.
+    pub files_at_once: usize,
 }
 
 /// What came of it.
@@ -59,6 +73,7 @@ pub fn run(scenario: &Scenario) -> Figures {
     sim.mirror_rate = scenario.mirror_bytes_s;
     sim.link_rate = scenario.link_bytes_s;
     sim.mirror_latency = scenario.mirror_latency;
+    sim.roads = scenario.roads;
     let within_ms = u64::try_from(scenario.start_within.as_millis()).unwrap().max(1);
     for (at, machine) in sim.machines.iter_mut().enumerate() {
         machine.starts = Duration::from_millis(at as u64 * 7_919 % within_ms);
@@ -126,8 +141,8 @@ pub(super) fn file(nth: usize, size: u64) -> FileShape {
 }
 
 pub(super) enum Message {
-    Want(Want),
-    Reply(GroupKey, Reply),
+    Want(Want, u64),
+    Reply(GroupKey, Reply, u64),
 }
 
 pub(super) struct Sent {
@@ -161,7 +176,17 @@ impl Ord for Sent {
 /// Index of the mirror among the ends of transfers.
 pub(super) const MIRROR: usize = usize::MAX;
 
+/// What TCP begins with, in bytes.
+const FIRST_WINDOW: f64 = 14_600.0;
+
+/// A connection that was idle for so long begins anew.
+const IDLE_RESETS: Duration = Duration::from_secs(1);
+
 pub(super) struct Transfer {
+    /// Its share of a link beside others.
+    pub(super) weight: f64,
+    /// How often its window has doubled.
+    doubled: f64,
     pub(super) to: usize,
     pub(super) from: usize,
     pub(super) piece: usize,
@@ -180,6 +205,10 @@ pub(super) struct Machine {
     pub(super) up_bytes: u64,
     pub(super) has: Vec<bool>,
     pub(super) next: Option<Instant>,
+    /// Files not wanted yet, the last one first.
+    pub(super) later: Vec<usize>,
+    /// Whether its link was full in the last step, out and in.
+    pub(super) full: [bool; 2],
 }
 
 pub(super) type Reach = Box<dyn Fn(usize, usize, Duration) -> bool>;
@@ -198,10 +227,18 @@ pub(super) struct Sim {
     pub(super) transfers: Vec<Transfer>,
     pub(super) mirror_rate: f64,
     pub(super) mirror_latency: Duration,
+    pub(super) mirror_full: bool,
+    pub(super) roads: Roads,
     pub(super) link_rate: f64,
     pub(super) mirror_bytes: u64,
     pub(super) mirror_fetches: Vec<u32>,
     pub(super) wants: u64,
+    /// Of two ends the window of the connection used last: when, and how often it had doubled.
+    windows: HashMap<(usize, usize), (Instant, f64)>,
+    /// Of asker, asked and group the last want.
+    asked_last: HashMap<(usize, usize, GroupKey), u64>,
+    /// Of asked, asker and group the last want that came.
+    heard_last: HashMap<(usize, usize, GroupKey), u64>,
     pub(super) reach: Reach,
     /// A coordinator that answers as it likes.
     pub(super) lies: HashMap<usize, Lie>,
@@ -235,6 +272,8 @@ impl Sim {
                 up_bytes: 0,
                 has: vec![false; pieces],
                 next: None,
+                later: (0..files.len()).rev().collect(),
+                full: [false; 2],
             })
             .collect();
         let by_digest = files.iter().enumerate().map(|(at, file)| (file.digest, at)).collect();
@@ -249,10 +288,15 @@ impl Sim {
             transfers: Vec::new(),
             mirror_rate: GBIT,
             mirror_latency: Duration::from_millis(30),
+            mirror_full: false,
+            roads: Roads::default(),
             link_rate: GBIT,
             mirror_bytes: 0,
             mirror_fetches: vec![0; pieces],
             wants: 0,
+            windows: HashMap::new(),
+            asked_last: HashMap::new(),
+            heard_last: HashMap::new(),
             files,
             reach: Box::new(|_, _, _| true),
             lies: HashMap::new(),
@@ -334,8 +378,9 @@ impl Sim {
             }
             if !machine.begun && age >= machine.starts {
                 machine.begun = true;
-                for file in &self.files {
-                    assert!(machine.asker.want(*file, |_| false));
+                let at_once = if self.roads.files_at_once == 0 { self.files.len() } else { self.roads.files_at_once };
+                for file in machine.later.split_off(machine.later.len().saturating_sub(at_once)) {
+                    assert!(machine.asker.want(self.files[file], |_| false));
                 }
                 machine.asker.tick(&machine.view, self.now);
             }
@@ -348,7 +393,8 @@ impl Sim {
             }
             for (to, key, reply) in replies {
                 let to = self.index(to);
-                self.send(at, to, Message::Reply(key, reply));
+                let asked = self.heard_last[&(at, to, key)];
+                self.send(at, to, Message::Reply(key, reply, asked));
             }
             self.drain(at);
         }
@@ -358,8 +404,9 @@ impl Sim {
     pub(super) fn deliver(&mut self, from: usize, to: usize, message: Message) {
         let machine = &mut self.machines[to];
         match message {
-            Message::Want(want) => {
+            Message::Want(want, asked) => {
                 self.wants += 1;
+                self.heard_last.insert((to, from, want.key), asked);
                 let answer = match self.lies.get(&to).and_then(|lie| lie(&want)) {
                     Some(reply) => Answer::Now(reply),
                     None => {
@@ -373,19 +420,28 @@ impl Sim {
                     }
                 };
                 if let Answer::Now(reply) = answer {
-                    self.send(to, from, Message::Reply(want.key, reply));
+                    self.send(to, from, Message::Reply(want.key, reply, asked));
                 }
             }
-            Message::Reply(key, reply) => {
+            // An answer to an earlier want is none to the last one.
+            Message::Reply(key, _, asked) if self.asked_last.get(&(to, from, key)) != Some(&asked) => {}
+            Message::Reply(key, reply, _) => {
                 machine.asker.reply(&machine.view, member_id(from), key, &reply, self.now);
                 self.drain(to);
             }
         }
     }
 
+    /// How long a small thing takes from one end to another.
+    fn way(&self, from: usize, to: usize) -> Duration {
+        let full = |end: usize, way: usize| if end == MIRROR { self.mirror_full && way == 0 } else { self.machines[end].full[way] };
+        MESSAGE_TAKES + self.roads.queue * (u32::from(full(from, 0)) + u32::from(full(to, 1)))
+    }
+
     pub(super) fn send(&mut self, from: usize, to: usize, message: Message) {
         self.sent += 1;
-        self.messages.push(Sent { at: self.now + MESSAGE_TAKES, nth: self.sent, from, to, message });
+        let takes = if from == to { Duration::ZERO } else { self.way(from, to) };
+        self.messages.push(Sent { at: self.now + takes, nth: self.sent, from, to, message });
     }
 
     pub(super) fn drain(&mut self, at: usize) {
@@ -393,22 +449,35 @@ impl Sim {
             match todo {
                 AskDo::Want { to, want } => {
                     let to = self.index(to);
-                    self.send(at, to, Message::Want(want));
+                    self.asked_last.insert((at, to, want.key), self.sent);
+                    self.send(at, to, Message::Want(want, self.sent));
                 }
                 AskDo::Fetch { digest, piece, from } => {
                     let number = self.first_piece[self.by_digest[&digest]] + piece as usize;
                     let left = f64::from(self.files[self.by_digest[&digest]].piece_len(piece));
-                    let (from, starts) = match from {
-                        Origin::Mirror => (MIRROR, self.now + self.mirror_latency),
-                        Origin::Member(id) => (self.index(id), self.now + MESSAGE_TAKES),
+                    let from = match from {
+                        Origin::Mirror => MIRROR,
+                        Origin::Member(id) => self.index(id),
                     };
+                    let there_and_back = self.way(at, from) + self.way(from, at);
+                    let starts = self.now + if from == MIRROR { self.mirror_latency.max(there_and_back) } else { there_and_back };
                     self.connected.insert((at, from));
-                    self.transfers.push(Transfer { to: at, from, piece: number, starts, left });
+                    // From half to one and a half, by what is transferred.
+                    let weight = if self.roads.tcp { 0.5 + (at * 7_919 + number * 104_729) as f64 % 1_000.0 / 1_000.0 } else { 1.0 };
+                    // Connections are kept, and with them their windows.
+                    let kept = self.windows.get(&(at, from)).filter(|(used, _)| self.now - *used < IDLE_RESETS);
+                    let doubled = kept.map_or(0.0, |(_, doubled)| *doubled);
+                    self.transfers.push(Transfer { weight, doubled, to: at, from, piece: number, starts, left });
                 }
                 AskDo::Done(digest) => {
                     let file = self.by_digest[&digest];
                     let pieces = self.first_piece[file]..self.first_piece[file] + self.files[file].pieces() as usize;
                     assert!(pieces.into_iter().all(|piece| self.machines[at].has[piece]), "done without every piece");
+                    if let Some(next) = self.machines[at].later.pop() {
+                        let machine = &mut self.machines[at];
+                        assert!(machine.asker.want(self.files[next], |_| false));
+                        machine.asker.tick(&machine.view, self.now);
+                    }
                     if self.machines[at].asker.is_idle() {
                         self.machines[at].done = Some(self.age() - self.machines[at].starts);
                     }
@@ -420,45 +489,81 @@ impl Sim {
 
     /// Moves bytes: each link's rate is shared by what runs over it.
     pub(super) fn carry(&mut self) {
-        let (now, age) = (self.now, self.age());
-        let mut up = vec![0u32; self.machines.len()];
-        let mut down = vec![0u32; self.machines.len()];
-        let mut mirror = 0u32;
-        for transfer in self.transfers.iter().filter(|transfer| transfer.starts <= now) {
-            down[transfer.to] += 1;
-            if transfer.from == MIRROR { mirror += 1 } else { up[transfer.from] += 1 }
-        }
         let step_s = STEP.as_secs_f64();
+        let rates = self.rates();
+        let doubling: Vec<f64> = self.transfers.iter().map(|transfer| step_s / self.there_and_back(transfer)).collect();
+        let (now, age) = (self.now, self.age());
         let mut ended = Vec::new();
-        let mut at = 0;
-        while at < self.transfers.len() {
+        // From the last one, so that a removed one's place is taken by one that was looked at.
+        for at in (0..self.transfers.len()).rev() {
             let transfer = &mut self.transfers[at];
             if transfer.starts > now {
-                at += 1;
                 continue;
             }
-            let failed = transfer.from != MIRROR && {
-                let holder = &self.machines[transfer.from];
-                let gone = holder.dead || !(self.reach)(transfer.to, transfer.from, age);
-                (gone && now >= transfer.starts + CONNECT_TAKES) || (!gone && !holder.has[transfer.piece])
-            };
             let gone = transfer.from != MIRROR && (self.machines[transfer.from].dead || !(self.reach)(transfer.to, transfer.from, age));
-            let from_share = match transfer.from {
-                MIRROR => self.mirror_rate / f64::from(mirror),
-                from => self.link_rate / f64::from(up[from]),
-            };
+            let lacks = transfer.from != MIRROR && !gone && !self.machines[transfer.from].has[transfer.piece];
+            let failed = (gone && now >= transfer.starts + CONNECT_TAKES) || lacks;
             if !gone {
-                transfer.left -= step_s * from_share.min(self.link_rate / f64::from(down[transfer.to]));
+                transfer.left -= step_s * rates[at];
+                transfer.doubled += doubling[at];
             }
             if failed || transfer.left <= 0.0 {
+                self.windows.insert((transfer.to, transfer.from), (now, transfer.doubled));
                 ended.push((self.transfers.swap_remove(at), failed));
-            } else {
-                at += 1;
             }
         }
         for (transfer, failed) in ended {
             self.end(&transfer, failed);
         }
+    }
+
+    /// The rate of each transfer, in bytes a second. Notes which links are full.
+    fn rates(&mut self) -> Vec<f64> {
+        let (now, count) = (self.now, self.machines.len());
+        // Links: each machine's out, each machine's in, the mirror's.
+        let capacity = |link: usize| if link == 2 * count { self.mirror_rate } else { self.link_rate };
+        let links = |transfer: &Transfer| [if transfer.from == MIRROR { 2 * count } else { transfer.from }, count + transfer.to];
+        let most: Vec<f64> =
+            self.transfers.iter().map(|transfer| if transfer.starts > now { 0.0 } else { self.rate_max(transfer) }).collect();
+        let mut rates = vec![0.0; most.len()];
+        let mut used = vec![0.0; 2 * count + 1];
+        // What one cannot use, since it is held up elsewhere, is the others' to use, as with TCP.
+        for _ in 0..if self.roads.tcp { 4 } else { 1 } {
+            let mut weights = vec![0.0; used.len()];
+            let wants_more = |at: usize, rates: &[f64]| rates[at] < most[at];
+            for (at, transfer) in self.transfers.iter().enumerate().filter(|(at, _)| wants_more(*at, &rates)) {
+                debug_assert!(transfer.starts <= now && at < most.len());
+                links(transfer).into_iter().for_each(|link| weights[link] += transfer.weight);
+            }
+            let left: Vec<f64> = (0..used.len()).map(|link| (capacity(link) - used[link]).max(0.0)).collect();
+            for (at, transfer) in self.transfers.iter().enumerate() {
+                if wants_more(at, &rates) {
+                    let share = |link: usize| left[link] * transfer.weight / weights[link];
+                    let more = links(transfer).into_iter().map(share).fold(most[at] - rates[at], f64::min);
+                    rates[at] += more;
+                    links(transfer).into_iter().for_each(|link| used[link] += more);
+                }
+            }
+        }
+        let is_full = |link: usize| used[link] >= 0.9 * capacity(link);
+        let full: Vec<bool> = (0..used.len()).map(is_full).collect();
+        self.mirror_full = full[2 * count];
+        for (at, machine) in self.machines.iter_mut().enumerate() {
+            machine.full = [full[at], full[count + at]];
+        }
+        rates
+    }
+
+    /// What a transfer could use: TCP begins with few packets.
+    fn rate_max(&self, transfer: &Transfer) -> f64 {
+        if !self.roads.tcp {
+            return f64::INFINITY;
+        }
+        FIRST_WINDOW * transfer.doubled.min(30.0).exp2() / self.there_and_back(transfer)
+    }
+
+    fn there_and_back(&self, transfer: &Transfer) -> f64 {
+        (self.way(transfer.to, transfer.from) + self.way(transfer.from, transfer.to)).as_secs_f64()
     }
 
     pub(super) fn end(&mut self, transfer: &Transfer, failed: bool) {

@@ -10,7 +10,17 @@ fn answers(core: &mut Core, from: SocketAddr, bytes: &[u8], now: Instant) -> usi
 
 fn want_of(shape: &FileShape) -> Ask {
     let key = GroupKey { digest: shape.digest, group: 0 };
-    Ask::Want(Want { key, size: shape.size, have: 0, bad: Vec::new(), silent: Vec::new(), mirror_bad: false, mirror_pace: None })
+    Ask::Want(Want {
+        key,
+        size: shape.size,
+        have: 0,
+        bad: Vec::new(),
+        silent: Vec::new(),
+        mirror_bad: false,
+        mirror_pace: None,
+        room: crate::swarm::fleet::ROOM_MAX,
+        newcomer: false,
+    })
 }
 
 /// A file of one piece whose coordinator `fits`.
@@ -22,6 +32,8 @@ fn coordinated(net: &Net, fits: impl Fn(usize) -> bool) -> FileShape {
 #[test]
 fn silence() {
     let mut net = Net::joined(2);
+    // A newcomer would wait to be told who has what.
+    net.run(Duration::from_secs(4));
     let (now, from) = (net.now, contact(1));
     let unix_s = UNIX_START_S + net.age().as_secs();
     // Of this one a good want is answered at once.
@@ -57,6 +69,7 @@ fn silence() {
 #[test]
 fn rates() {
     let mut net = Net::joined(2);
+    net.run(Duration::from_secs(4));
     let now = net.now;
     let unix_s = UNIX_START_S + net.age().as_secs();
     let shape = coordinated(&net, |at| at == 0);

@@ -59,6 +59,8 @@ pub(crate) struct FakePeer {
     pub(crate) contact: SocketAddr,
     pub(crate) asked: Arc<Mutex<Vec<u32>>>,
     pub(crate) sent_bytes: Arc<AtomicUsize>,
+    /// Pieces that were being asked of it at the same time, at most.
+    pub(crate) at_once_max: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -75,6 +77,8 @@ struct Serving {
     list: Option<Vec<u8>>,
     asked: Arc<Mutex<Vec<u32>>>,
     sent_bytes: Arc<AtomicUsize>,
+    at_once: AtomicUsize,
+    at_once_max: Arc<AtomicUsize>,
 }
 
 impl FakePeer {
@@ -86,7 +90,12 @@ impl FakePeer {
     pub(crate) async fn with_list(file: &[u8], fault: Fault, list: Option<(&[u8], [u8; 32])>) -> Self {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let [_, b, c, d] = (n + 1).to_be_bytes();
-        let listener = TcpListener::bind((std::net::Ipv4Addr::new(127, b, c, d), 0)).await.unwrap();
+        Self::at([127, b, c, d], file, fault, list).await
+    }
+
+    /// At this address.
+    pub(crate) async fn at(address: [u8; 4], file: &[u8], fault: Fault, list: Option<(&[u8], [u8; 32])>) -> Self {
+        let listener = TcpListener::bind((std::net::Ipv4Addr::from(address), 0)).await.unwrap();
         let contact = listener.local_addr().unwrap();
         let shape = FileShape::of(Digest::of(file), file.len() as u64);
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -95,8 +104,17 @@ impl FakePeer {
             PieceList::sign(&shape, pieces, &SigningKey::from_bytes(&key), now_s).encode(&shape)
         });
         let (asked, sent_bytes) = (Arc::<Mutex<Vec<u32>>>::default(), Arc::<AtomicUsize>::default());
-        let serving = Serving { file: file.to_owned(), shape, fault, list, asked: Arc::clone(&asked), sent_bytes: Arc::clone(&sent_bytes) };
-        let serving = Arc::new(serving);
+        let at_once_max = Arc::<AtomicUsize>::default();
+        let serving = Arc::new(Serving {
+            file: file.to_owned(),
+            shape,
+            fault,
+            list,
+            asked: Arc::clone(&asked),
+            sent_bytes: Arc::clone(&sent_bytes),
+            at_once: AtomicUsize::new(0),
+            at_once_max: Arc::clone(&at_once_max),
+        });
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             loop {
@@ -112,7 +130,7 @@ impl FakePeer {
                 }
             }
         });
-        Self { contact, asked, sent_bytes, task }
+        Self { contact, asked, sent_bytes, at_once_max, task }
     }
 
     pub(crate) fn found(&self) -> FoundPeer {
@@ -148,7 +166,11 @@ async fn serve(mut stream: TcpStream, serving: Arc<Serving>) -> bool {
                 Some((start, last)) => (start.parse().unwrap(), last.trim().parse().unwrap()),
                 None => (0, serving.file.len() - 1),
             };
-            match piece(&mut stream, &serving, start, last, range.is_some()).await {
+            let running = serving.at_once.fetch_add(1, Ordering::Relaxed) + 1;
+            serving.at_once_max.fetch_max(running, Ordering::Relaxed);
+            let next = piece(&mut stream, &serving, start, last, range.is_some()).await;
+            serving.at_once.fetch_sub(1, Ordering::Relaxed);
+            match next {
                 Next::Go => continue,
                 Next::Close => return false,
                 Next::Die => return true,

@@ -168,7 +168,17 @@ fn the_mirror_fails_one_member() {
     let at = |nth: usize| view.member(ranked[nth]).unwrap();
     let mut coordinator = Coordinator::new(ranked[0]);
     let now = Instant::now();
-    let want = |mirror_bad| Want { key, size: shape.size, have: 0, bad: Vec::new(), silent: Vec::new(), mirror_bad, mirror_pace: None };
+    let want = |mirror_bad| Want {
+        key,
+        size: shape.size,
+        have: 0,
+        bad: Vec::new(),
+        silent: Vec::new(),
+        mirror_bad,
+        mirror_pace: None,
+        room: ROOM_MAX,
+        newcomer: false,
+    };
     let take = Answer::Now(Reply { take: Some((1, Duration::from_secs(5))), ..Reply::default() });
     assert_eq!(coordinator.want(&view, at(1), &want(false), &local(0), now), take);
     assert_eq!(coordinator.want(&view, at(2), &want(false), &local(0), now), Answer::Held);

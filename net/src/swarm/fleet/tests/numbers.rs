@@ -81,9 +81,35 @@ fn a_fleet_that_loses_some() {
         mirror_latency: Duration::from_millis(30),
         start_within: Duration::from_secs(1),
         dying_percent: 5,
+        roads: Roads::default(),
     };
     let figures = run(&scenario);
     println!("200 machines, 100 Mbit/s to the mirror, 5 % die: {figures:?}");
     assert!(figures.copies <= 1.05 && figures.fetches_max <= 3, "{figures:?}");
     assert!(figures.max_s <= 20.0, "{figures:?}");
+}
+
+/// Links of 50 Mbit/s with queues, each machine with a few files at once as its mount wants them: answers that are held and wait
+/// in queues besides are not taken for silence, which would make second coordinators lease what the first has leased.
+#[test]
+#[allow(clippy::print_stdout, reason = "the figures of the table")]
+fn full_links_with_queues() {
+    // Every uplink has to carry nearly all of the plan, so that the more machines there are the fuller all links are.
+    for (machines, slowest) in [(4, 1.5), (16, 1.75)] {
+        let scenario = Scenario {
+            machines,
+            small: false,
+            mirror_bytes_s: GBIT / 20.0,
+            link_bytes_s: GBIT / 20.0,
+            mirror_latency: Duration::from_millis(30),
+            start_within: Duration::from_secs(1),
+            dying_percent: 0,
+            roads: Roads { queue: Duration::from_millis(200), tcp: true, files_at_once: 8 },
+        };
+        let figures = run(&scenario);
+        let alone_s = figures.plan_bytes as f64 / scenario.mirror_bytes_s;
+        println!("{machines} machines, 50 Mbit/s with queues, one alone {alone_s:.1} s: {figures:?}");
+        assert!(figures.copies <= 1.1, "{figures:?}");
+        assert!(figures.max_s <= slowest * alone_s, "{figures:?}, alone {alone_s}");
+    }
 }

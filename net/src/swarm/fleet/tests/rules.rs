@@ -29,7 +29,17 @@ impl Table {
     }
 
     fn ask_with(&mut self, asker: usize, have: u16, bad: Vec<SocketAddr>) -> Answer {
-        let want = Want { key: self.key, size: self.size, have, bad, silent: Vec::new(), mirror_bad: false, mirror_pace: None };
+        let want = Want {
+            key: self.key,
+            size: self.size,
+            have,
+            bad,
+            silent: Vec::new(),
+            mirror_bad: false,
+            mirror_pace: None,
+            room: ROOM_MAX,
+            newcomer: false,
+        };
         self.coordinator.want(&self.view, &self.askers[asker], &want, &local(0), self.now)
     }
 
@@ -234,8 +244,17 @@ fn who_is_not_first_names_who_is() {
 fn the_coordinator_is_a_holder_too() {
     let mut table = table(3);
     let me = table.view.ranked(&table.key)[0];
-    let want =
-        Want { key: table.key, size: table.size, have: 0xfffe, bad: Vec::new(), silent: Vec::new(), mirror_bad: false, mirror_pace: None };
+    let want = Want {
+        key: table.key,
+        size: table.size,
+        have: 0xfffe,
+        bad: Vec::new(),
+        silent: Vec::new(),
+        mirror_bad: false,
+        mirror_pace: None,
+        room: ROOM_MAX,
+        newcomer: false,
+    };
     let answer = table.coordinator.want(&table.view, &table.askers[0], &want, &local(0xffff), table.now);
     assert_eq!(named(&answer), [(table.view.member(me).unwrap().contact, 1)]);
 }
@@ -257,6 +276,8 @@ fn memory_is_bounded() {
             silent: Vec::new(),
             mirror_bad: false,
             mirror_pace: None,
+            room: ROOM_MAX,
+            newcomer: false,
         };
         coordinator.want(&view, &member(1), &want, &local(0), now + Duration::from_millis(nth as u64));
         most = most.max(coordinator.groups());
@@ -270,6 +291,8 @@ fn memory_is_bounded() {
         silent: Vec::new(),
         mirror_bad: false,
         mirror_pace: None,
+        room: ROOM_MAX,
+        newcomer: false,
     };
     assert_eq!(coordinator.want(&view, &member(1), &nonsense, &local(0), now), Answer::Ignored);
     for nth in 0..500_000u32 {
