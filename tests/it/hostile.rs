@@ -31,6 +31,8 @@ const FLEET: &str = "net/src/swarm/fleet/tests/hostile.rs";
 const FLEET_RULES: &str = "net/src/swarm/fleet/tests/rules.rs";
 const NUMBERS: &str = "net/src/swarm/fleet/tests/numbers.rs";
 const CORE: &str = "net/src/fleet/core/tests/hostile.rs";
+const SOCKETS: &str = "net/src/fleet/shell/tests/hostile.rs";
+const CROWDS: &str = "net/src/swarm/driver/tests/crowds.rs";
 const CLIENT: &str = "net/src/peer/client/tests.rs";
 const SERVER: &str = "net/src/peer/server/tests.rs";
 const MIRROR: &str = "net/src/mirror/tests.rs";
@@ -135,6 +137,7 @@ const BEHAVIOURS: &[Behaviour] = &[
             (SCHEDULE, &["an_hour_of_fresh_liars_is_bounded", "unknown_peers_have_one_piece_in_flight"]),
             (BOUNDS, &["an_hour_of_fresh_liars_is_bounded"]),
             (DRIVER, &["fifty_liars"]),
+            (CROWDS, &["fifty_liars_in_one_network", "fifty_liars_in_fifty_networks"]),
         ],
     ),
     behaviour(
@@ -154,7 +157,11 @@ const BEHAVIOURS: &[Behaviour] = &[
     behaviour(
         15,
         "half of the members do not see the other half for ten seconds",
-        &[(FLEET, &["the_fleet_parts_for_ten_seconds", "see_is_followed_upwards_only"]), (CORE, &["the_fleet_parts_for_ten_seconds"])],
+        &[
+            (FLEET, &["the_fleet_parts_for_ten_seconds", "see_is_followed_upwards_only"]),
+            (CORE, &["the_fleet_parts_for_ten_seconds"]),
+            (SOCKETS, &["a_fleet_parts_and_meets_again"]),
+        ],
     ),
     behaviour(
         16,
@@ -165,6 +172,10 @@ const BEHAVIOURS: &[Behaviour] = &[
                 &["a_coordinator_that_says_wait_for_ever", "a_coordinator_that_names_strangers", "a_coordinator_that_names_false_holders"],
             ),
             (CORE, &["a_lying_coordinator"]),
+            (
+                SOCKETS,
+                &["a_coordinator_that_waits_for_ever", "a_coordinator_that_names_strangers", "a_coordinator_that_names_false_holders"],
+            ),
         ],
     ),
     behaviour(
@@ -178,6 +189,7 @@ const BEHAVIOURS: &[Behaviour] = &[
         &[
             ("net/src/fleet/core/tests/membership.rs", &["one_seed_is_dead_and_one_alive"]),
             ("net/src/fleet/shell/tests.rs", &["one_seed_alive_is_enough"]),
+            (CROWDS, &["a_fleet_whose_seeds_are_dead"]),
             (NODE, &["a_dead_seed_does_not_keep_a_node_out"]),
         ],
     ),
@@ -238,9 +250,11 @@ fn every_behaviour_has_its_tests() {
         let text = std::fs::read_to_string(&path).unwrap_or_else(|err| panic!("read {file}: {err}"));
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         for name in *names {
-            let at = lines.iter().position(|line| line.contains(&format!("fn {name}("))).unwrap_or_else(|| panic!("{file} has no {name}"));
-            let marked =
-                lines[at.saturating_sub(3)..at].iter().any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"));
+            // A method may have the name of its test.
+            let named: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].contains(&format!("fn {name}("))).collect();
+            assert!(!named.is_empty(), "{file} has no {name}");
+            let is_mark = |line: &&str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+            let marked = named.iter().any(|at| lines[at.saturating_sub(3)..*at].iter().any(is_mark));
             assert!(marked, "{file}: {name} is not a test");
         }
     }
