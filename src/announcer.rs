@@ -21,6 +21,9 @@ use tokio::sync::watch;
 /// How often the store is asked whether it has changed; files that arrive together are announced together.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
+/// The least time between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
 /// Files that are arriving and are announced as parts; more are not told of.
 const ARRIVING_MAX: usize = 64;
 
@@ -58,6 +61,8 @@ impl Announcer {
                 // The next change tries again: a full disk, or the end of the process.
                 tracing::warn!("announce what is here: {err:#}");
             }
+            // However often it is told of something else that arrives.
+            tokio::time::sleep(LOOK_PAUSE).await;
             let process = self.process.clone();
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}

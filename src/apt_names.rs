@@ -1,5 +1,6 @@
 //! The catalog as the mounts see it: with apt's configuration read anew whenever apt's lists change.
 
+use crate::errands::Errands;
 use crate::{clock, config};
 use parking_lot::Mutex;
 use poolfs_core::Digest;
@@ -18,13 +19,15 @@ pub struct AptNames {
     catalog: Arc<Catalog>,
     apt: Mutex<config::Apt>,
     store: Arc<Store>,
+    /// Where apt-config is run, and what finds proxies: that may need the network.
+    errands: Errands,
     problems: Mutex<Vec<String>>,
 }
 
 impl AptNames {
     /// For a catalog that was configured with `apt`; `problems` are those of its configuration.
-    pub fn new(catalog: Arc<Catalog>, store: Arc<Store>, apt: config::Apt, problems: Vec<String>) -> Self {
-        Self { catalog, store, apt: Mutex::new(apt), problems: Mutex::new(problems) }
+    pub fn new(catalog: Arc<Catalog>, store: Arc<Store>, apt: config::Apt, errands: Errands, problems: Vec<String>) -> Self {
+        Self { catalog, store, apt: Mutex::new(apt), errands, problems: Mutex::new(problems) }
     }
 
     /// Who may have the content with this digest now, and why; `before` is how it is shared.
@@ -36,7 +39,8 @@ impl AptNames {
     /// Takes apt's configuration as it is now: a source may have been added since the last time. With one that cannot be read
     /// the old one stays. Returns what is wrong with it.
     fn load(&self) -> Vec<String> {
-        match self.apt.lock().clone().load() {
+        let apt = self.apt.lock().clone();
+        match self.errands.run(move || apt.load()) {
             Ok(apt) => {
                 let problems = apt.sources().problems.clone();
                 self.catalog.configure(apt);

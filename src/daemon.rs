@@ -105,7 +105,9 @@ struct Joining {
 
 /// Serves until everything is unmounted or it is told to end.
 pub fn serve(config: Config) -> Result<()> {
+    // It alone keeps the network, for the process that is started for it and for what apt's configuration runs.
     let errands = Errands::start().context("start a thread")?;
+    crate::confine::mounts().context("give up the network")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
@@ -122,8 +124,8 @@ async fn serve_here(config: Config, errands: Errands) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let server = Server::bind(&config.control.socket)?;
-    let mut net = Network::start(&config, errands);
-    let daemon = start(config, &net)?;
+    let mut net = Network::start(&config, errands.clone());
+    let daemon = start(config, &net, errands)?;
     {
         let refresher = Arc::clone(daemon.mounts.lock().refresher());
         let (store, catalog) = (Arc::clone(&daemon.store), Arc::clone(&daemon.catalog));
@@ -213,7 +215,7 @@ async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
 }
 
 /// Brings everything up and mounts.
-fn start(config: Config, net: &Network) -> Result<Arc<Daemon>> {
+fn start(config: Config, net: &Network, errands: Errands) -> Result<Arc<Daemon>> {
     let started = Instant::now();
     let specs = config.mounts.iter().map(|mount| spec(mount, &config.fs)).collect::<Result<Vec<_>>>()?;
     let prepared = prepare(&specs, &config.store.cache_dir)?;
@@ -221,7 +223,8 @@ fn start(config: Config, net: &Network) -> Result<Arc<Daemon>> {
     let objects = Arc::new(Objects::open(Arc::clone(&store), prepared.objects, config.store.quota)?);
     let incoming = Arc::new(Incoming::open(Arc::clone(&store), prepared.incoming)?);
     let mut problems = Vec::new();
-    let apt = config.apt.load().unwrap_or_else(|err| {
+    let wanted = config.apt.clone();
+    let apt = errands.run(move || wanted.load()).unwrap_or_else(|err| {
         // Without apt's configuration nothing can be offered, and everything else works.
         tracing::error!("{err}; no package is offered before it is here");
         problems.push(err.to_string());
@@ -239,7 +242,7 @@ fn start(config: Config, net: &Network) -> Result<Arc<Daemon>> {
         true => None,
         false => open_lists(lists_directory.as_deref(), &mut problems),
     };
-    let names = Arc::new(AptNames::new(Arc::clone(&catalog), Arc::clone(&store), config.apt.clone(), problems));
+    let names = Arc::new(AptNames::new(Arc::clone(&catalog), Arc::clone(&store), config.apt.clone(), errands, problems));
     let repairer = Repairer::new(Arc::clone(&names) as Arc<dyn Names>, source, runtime.clone(), RepairLimits::default());
     let parts = TreeParts {
         store: Arc::clone(&store),

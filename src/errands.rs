@@ -3,6 +3,7 @@
 //! It is started before the others, so that it keeps what they give up, and lives as long as the process: a child whose
 //! parent's death would end it (`PR_SET_PDEATHSIG`) ends with the thread that started it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc;
 
 /// Errands that may wait; who has more waits to hand it over.
@@ -27,14 +28,14 @@ impl Errands {
     /// Runs `errand` there and waits for its result. Blocks.
     ///
     /// # Panics
-    /// If `errand` panics, which ends the thread too.
+    /// If `errand` panics.
     pub fn run<T: Send + 'static>(&self, errand: impl FnOnce() -> T + Send + 'static) -> T {
         let (told, result) = mpsc::sync_channel(1);
         let errand: Errand = Box::new(move || {
             // Nobody waits any more where the process ends.
-            let _ = told.send(errand());
+            let _ = told.send(catch_unwind(AssertUnwindSafe(errand)));
         });
         self.errands.send(errand).expect("the thread ends with the process only");
-        result.recv().expect("the errand does not panic")
+        result.recv().expect("each errand has a result").unwrap_or_else(|panic| resume_unwind(panic))
     }
 }

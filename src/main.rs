@@ -11,6 +11,7 @@ mod clock;
 mod commands;
 mod config;
 mod config_cmd;
+mod confine;
 mod control;
 mod daemon;
 mod dht_cmd;

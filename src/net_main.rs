@@ -7,6 +7,7 @@
 mod shelf;
 
 use crate::bridge::NetSource;
+use crate::confine;
 use crate::control::Uploaded;
 use crate::logging;
 use crate::net_side::NetSide;
@@ -34,14 +35,22 @@ const RUNTIME_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Serves until the wire is closed or it is told to end.
 pub fn main() -> Result<()> {
+    crate::sys::close_others();
     let wire = take_stdin().context("`poolfs serve-net` is started by the daemon: its standard input is a socket")?;
+    let (ToNet::Setup(setup), _) = crate::wire::first(&wire)? else { bail!("the daemon does not say first what is to be set up") };
+    logging::start(&setup.log)?;
+    let confined = confine::network(&setup.dir).inspect_err(|err| {
+        // The daemon may be gone, and then nobody is to be told.
+        let _ = crate::wire::last(&wire, &FromNet::Refused(format!("{err:#}")));
+    })?;
+    tracing::info!("the network process runs as user {}; Landlock is enforced {}", confined.user, confined.landlock);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
         .thread_name("poolfs-net")
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(serve(wire));
+    let result = runtime.block_on(serve(wire, *setup));
     runtime.shutdown_timeout(RUNTIME_PATIENCE);
     result
 }
@@ -53,13 +62,11 @@ fn take_stdin() -> std::io::Result<OwnedFd> {
     Ok(wire)
 }
 
-async fn serve(wire: OwnedFd) -> Result<()> {
+async fn serve(wire: OwnedFd, setup: Setup) -> Result<()> {
     let mut wire = Socket::new(wire)?;
-    let (ToNet::Setup(setup), _) = wire.receive().await? else { bail!("the daemon does not say first what is to be set up") };
-    logging::start(&setup.log)?;
     let outlet = wire.outlet();
     let shelf = Arc::new(WireShelf::new(outlet.clone()));
-    let mut served = Served::start(*setup, outlet.clone(), Arc::clone(&shelf)).await?;
+    let mut served = Served::start(setup, outlet.clone(), Arc::clone(&shelf)).await?;
     outlet.send(&FromNet::Started, Vec::new()).await?;
     loop {
         tokio::select! {

@@ -7,6 +7,7 @@
 //!
 //! One task keeps the process and reads what it sends; it never waits for the disk, nor for who takes deliveries.
 
+mod lines;
 mod link;
 
 pub use link::{Gone, Link, Parts, ShelfBox};
@@ -54,7 +55,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(4);
 const SILENCE_MAX: Duration = Duration::from_secs(12);
 
 /// More messages in a second are no work: a fast network makes some thousand.
-const MESSAGES_S_MAX: u32 = 50_000;
+const MESSAGES_S_MAX: u32 = 20_000;
 
 /// How long a download waits for a process that is being started.
 const UP_PATIENCE: Duration = Duration::from_secs(10);
@@ -79,6 +80,9 @@ const PORT_PATIENCE: Duration = Duration::from_secs(12);
 
 /// Lines about itself that are taken from the process.
 const PROBLEMS_MAX: usize = 32;
+
+/// Addresses that its server may say it listens on.
+const LISTENING_MAX: usize = 8;
 
 /// How the process is.
 #[derive(Clone, Debug)]
@@ -214,6 +218,10 @@ impl NetProcess {
         let mut status = status.unwrap_or_default();
         let own = std::mem::take(&mut status.problems);
         status.problems = problems;
+        status.uploaded.listening.truncate(LISTENING_MAX);
+        if let Some(node) = &mut status.node {
+            [&mut node.v4, &mut node.v6].into_iter().flatten().for_each(|family| family.id = plain_text(&family.id));
+        }
         status.problems.extend(own.iter().take(PROBLEMS_MAX).map(|problem| plain_text(problem)));
         status
     }
@@ -421,7 +429,7 @@ impl Keeper {
                     let _ = timeout(LAST_WORDS, child.ended()).await;
                 }
                 End::Fault(match (err, child.kill().await) {
-                    (WireError::Closed, Some(status)) => status.to_string(),
+                    (WireError::Closed, Some(status)) => format!("it ended: {status}"),
                     (err, _) => plain_text(&err.to_string()),
                 })
             }
@@ -430,17 +438,20 @@ impl Keeper {
 
     fn spawn(&self) -> Result<(Process, Socket)> {
         let (ours, theirs) = wire::pair().context("make its socket")?;
-        let program = crate::sys::program()?;
+        let program = program()?;
         let dir = self.setup.dir.clone();
-        let child = tokio::task::block_in_place(|| {
+        let mut child = tokio::task::block_in_place(|| {
             self.errands.run(move || {
                 let mut command = std::process::Command::new(program);
-                command.arg("serve-net").arg(dir).stdin(Stdio::from(theirs)).stdout(Stdio::null()).current_dir("/");
+                command.arg("serve-net").arg(dir).stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/");
                 crate::sys::end_with_parent(&mut command);
                 command.spawn()
             })
         })?;
-        Ok((Process::new(child)?, Socket::new(ours)?))
+        let stderr = child.stderr.take();
+        let child = Process::new(child)?;
+        lines::pass_on(stderr.context("it has no standard error")?)?;
+        Ok((child, Socket::new(ours)?))
     }
 
     /// Serves the process until it is lost, or is to be stopped.
@@ -483,6 +494,7 @@ impl Keeper {
                             }
                             inner.fault.lock().iter_mut().for_each(|fault| fault.over = Some(now));
                         }
+                        FromNet::Refused(why) if !started => return Err(WireError::Refused(why)),
                         // Its server may run before the rest.
                         message if started || matches!(message, FromNet::Find { .. } | FromNet::Arriving(_)) => {
                             link.take(message, fds, &inner.parts)?;
@@ -500,6 +512,15 @@ impl Keeper {
             }
         }
     }
+}
+
+/// This program; where it is built for tests, perhaps another one that follows no rule.
+fn program() -> Result<std::path::PathBuf> {
+    #[cfg(debug_assertions)]
+    if let Some(other) = std::env::var_os("POOLFS_TEST_NET_PROGRAM") {
+        return Ok(other.into());
+    }
+    crate::sys::program()
 }
 
 /// A child that is killed when it is dropped.

@@ -5,7 +5,7 @@
 //!
 //! | from the mounts' side | from the network's side |
 //! |---|---|
-//! | [`ToNet::Setup`], once, first | [`FromNet::Started`], once, first |
+//! | [`ToNet::Setup`], once, first | [`FromNet::Started`], once, first, or [`FromNet::Refused`] |
 //! | [`ToNet::Want`], [`ToNet::Took`], [`ToNet::Leave`] | [`FromNet::Delivery`], at most [`DELIVERIES_WAITING_MAX`] that were not yet taken |
 //! | [`ToNet::Found`] | [`FromNet::Find`], at most [`FINDS_MAX`] that were not yet answered |
 //! | [`ToNet::Ask`] | [`FromNet::Answer`] |
@@ -25,4 +25,4 @@ pub use message::{
     Announced, Answer, Arrived, DIGESTS_MAX, Delivered, FINDS_MAX, FleetSetup, FromNet, NetStatus, Question, Setup, ToNet, is_giver,
     plain_text, read_sums, sums_bytes,
 };
-pub use packet::{Memory, Outlet, Socket, WireError, pair, seal};
+pub use packet::{Memory, Outlet, Socket, WireError, first, last, pair, seal};

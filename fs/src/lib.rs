@@ -1,6 +1,7 @@
 //! The FUSE side of poolfs: mounts over apt's directories, ghosts, reads that are verified.
 //!
-//! **Must not know:** the network crate. Missing files are asked for through [`source::Source`].
+//! **Must not know:** the network crate, nor any socket. Missing files are asked for through [`source::Source`], whose other side is
+//! another process; the one that this runs in has no network.
 
 pub mod fetch;
 pub mod source;

@@ -1,6 +1,6 @@
 //! Where missing bytes come from: the border between the mounts and the network.
 //!
-//! What crosses it is plain values and file descriptors, so that the other side can be a process of its own: a [`Want`]
+//! What crosses it is plain values and file descriptors, since the other side is a process of its own that nothing is believed of: a [`Want`]
 //! goes out, [`Delivery`]s come back until `Done` or `Failed`. Dropping the receiver cancels. The other side never holds a
 //! writable descriptor of a file: it hands over each piece in a sealed memfd, and this side copies it into `incoming/`,
 //! computes the digest itself and tells the [`Verdict`]. What it gets beside the want is a descriptor that reads what is in

@@ -2,6 +2,10 @@
 //!
 //! **Must not know:** the FUSE crate, and where on disk a file lies. It hands over pieces in sealed memfds and believes
 //! nothing of them; who asked computes the digest and says what the bytes were.
+//!
+//! The binary runs it in a process of its own, without root and without files but its own directory: what comes in are descriptors
+//! that only read ([`peer::Shelf`], [`swarm::driver::SwarmWant`]), and nothing here opens a path outside of that directory, but
+//! what name resolution, certificates and the links of the machine are read from.
 
 pub mod dht;
 pub mod discovery;

@@ -103,7 +103,7 @@ pub const SECTIONS: &[Section] = &[
         name: "net",
         about: "Peers.",
         keys: &[
-            key("listen", "\"[::]:9977\"", "Address and port: TCP for pieces, UDP for the DHT."),
+            key("listen", "\"[::]:9977\"", "Address and port, above 1023: TCP for pieces, UDP for the DHT."),
             key("bootstrap", "[]", "Nodes to join the DHT by, each \"HOST:PORT\"."),
             key("seeds", "[]", "DNS names that list nodes: SRV records of _poolfs._udp, else addresses."),
             unset("discovery", "true", "Look for other machines on the link; unset: only where network is \"private\"."),

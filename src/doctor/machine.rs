@@ -192,6 +192,9 @@ fn network(doctor: &mut Doctor<'_>, config: &Config, status: &Status) {
     if !status.uploaded.listening.is_empty() && status.node.is_some() {
         return port(doctor, config, status);
     }
+    if let Some(fault) = status.problems.iter().find(|problem| problem.starts_with("the network process")) {
+        return doctor.find("network", fault.clone(), doctor.restart());
+    }
     let listen = config.net.listen;
     let file = config.origin.file.as_deref().unwrap_or(Path::new(crate::config::DEFAULT_PATH));
     let free = std::net::SocketAddr::new(listen.ip(), 0);

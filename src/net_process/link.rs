@@ -24,6 +24,9 @@ const ASKED_MAX: usize = 64;
 /// Blocks that were told to be damaged and are looked at; more are not looked at, the next reader of the file finds them.
 const DAMAGED_MAX: usize = 4;
 
+/// Until one of these places is free again after a look.
+const DAMAGED_PAUSE: Duration = Duration::from_secs(1);
+
 /// The process went away, or does not keep up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the network process does not run")]
@@ -147,13 +150,16 @@ impl Link {
             return Err(WireError::garbage(format!("{} descriptors where {fds_expected} belong", fds.len())));
         }
         match message {
-            FromNet::Started => return Err(WireError::garbage("it says twice that it has started")),
+            FromNet::Started | FromNet::Refused(_) => return Err(WireError::garbage("it says twice that it has started")),
             FromNet::Delivery { id, what } => self.deliver(id, what, fds.pop())?,
             FromNet::Find { id, digest, fleet, sums } => self.find(id, digest, fleet, sums, parts)?,
             FromNet::Damaged { digest, block } => {
                 if let (Some(shelf), Ok(turn)) = (parts.shelf(), Arc::clone(&self.damaged).try_acquire_owned()) {
-                    tokio::task::spawn_blocking(move || {
-                        shelf.damaged(&digest, block);
+                    let looking = tokio::task::spawn_blocking(move || shelf.damaged(&digest, block));
+                    tokio::spawn(async move {
+                        // Looking reads the disk, so its number a second is bounded too.
+                        let _ = looking.await;
+                        tokio::time::sleep(DAMAGED_PAUSE).await;
                         drop(turn);
                     });
                 }

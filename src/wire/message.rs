@@ -169,6 +169,8 @@ pub enum Question {
 pub enum FromNet {
     /// It is ready, with all or with some of its parts.
     Started,
+    /// It cannot run; for people, with the remedy.
+    Refused(String),
     /// Something for a want. A piece comes with its memfd.
     Delivery {
         /// Which want.

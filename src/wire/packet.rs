@@ -1,5 +1,6 @@
 //! Packets with descriptors.
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{
@@ -52,6 +53,9 @@ pub enum WireError {
     /// What came is not of this protocol.
     #[error("it sent garbage: {0}")]
     Garbage(String),
+    /// It says why it cannot run.
+    #[error("it cannot run: {0}")]
+    Refused(String),
     /// Nothing came for so many seconds.
     #[error("it said nothing for {0} s, and was ended")]
     Silent(u64),
@@ -183,6 +187,28 @@ impl Socket {
         tokio::spawn(send_all(Arc::clone(&self.fd), waiting));
         Outlet { packets }
     }
+}
+
+/// The first value of a wire and its descriptors, before there is a runtime: waits for it.
+pub fn first<T: DeserializeOwned>(end: &OwnedFd) -> Result<(T, Vec<OwnedFd>), WireError> {
+    let mut buffer = vec![0; PACKET_BYTES_MAX];
+    loop {
+        let failed = |err: Errno| WireError::Failed(err.into());
+        match receive(end.as_fd(), &mut buffer) {
+            Ok(packet) => return packet?.open(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => match rustix::event::poll(&mut [PollFd::new(end, PollFlags::IN)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(err) => return Err(failed(err)),
+            },
+            Err(err) => return Err(failed(err)),
+        }
+    }
+}
+
+/// Sends a last value, if there is room for it.
+pub fn last(end: &OwnedFd, value: &impl Serialize) -> io::Result<()> {
+    Ok(send(end.as_fd(), &Packet::of(value, Vec::new())?)?)
 }
 
 /// What was received: an error of the system, or the other side's.

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::print_stderr, reason = "tests explain themselves when they fail")]
 
+mod apart;
 mod apt;
 mod bad_input;
 mod churn;
