@@ -6,7 +6,7 @@
 mod show;
 mod status;
 
-pub use status::Server as StatusServer;
+pub use status::{Server as StatusServer, Status as NodeStatus};
 
 use crate::cli::Common;
 use crate::config::{self, Config};
@@ -17,6 +17,8 @@ use poolfs_core::Digest;
 use poolfs_net::dht::address::PORT_MIN;
 use poolfs_net::dht::{Family, FoundContact, Network};
 use poolfs_net::discovery::{DiscoveryConfig, HostPort, Links};
+use poolfs_net::fleet::auth::FleetKey;
+use poolfs_net::fleet::{Fleet, FleetOptions};
 use poolfs_net::krpc::Id;
 use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, Finding, NodeOptions, expand_listen, listen_tcp};
@@ -84,7 +86,7 @@ enum DhtCommand {
     },
     /// Run a node that mounts nothing and serves no files: one that others join by
     #[command(
-        after_help = "It runs in the foreground until SIGTERM or SIGINT, then saves its routing tables.\n\nExample:\n  poolfs dht node --network public"
+        after_help = "It runs in the foreground until SIGTERM or SIGINT, then saves its routing tables. With fleet.key_file configured it is a member of the fleet that has nothing.\n\nExample:\n  poolfs dht node --network public"
     )]
     Node {
         /// Address to listen on, UDP; twice for one of each family [default: net.listen]
@@ -173,11 +175,11 @@ pub fn run(args: DhtArgs) -> Result<ExitCode> {
             DhtCommand::Lookup { key, join, timeout, json } => lookup(key.0, join, Duration::from_secs(timeout), json).await,
             DhtCommand::Status { socket, json, common } => {
                 let socket = socket_or_default(socket, &Config::load(common.config.as_deref())?);
-                let snapshot = status::ask(&socket).await?;
+                let status = status::ask(&socket).await?;
                 if json {
-                    crate::show::json(&snapshot)?
+                    crate::show::json(&status)?
                 } else {
-                    show::snapshot(&snapshot)
+                    show::status(&status)
                 }
                 Ok(ExitCode::SUCCESS)
             }
@@ -264,7 +266,8 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     let network = Network::from(join.network(&config));
     let socket = &socket_or_default(socket, &config);
     let options = NodeOptions { discovery: join.discovery(&config)?, ..NodeOptions::new(listen, network) };
-    let dht = Dht::start(options, Some(netdb)).await?;
+    let dht = Dht::start(options, Some(Arc::clone(&netdb))).await?;
+    let fleet = join_fleet(&dht, netdb, &config.fleet).await?;
     let status = status::Server::bind(socket)?;
     let bound: Vec<SocketAddr> = Family::ALL.into_iter().filter_map(|family| dht.local(family)).collect();
     // On a public network a node counts only after another one could open a TCP connection to its port.
@@ -283,10 +286,27 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     tokio::select! {
         _ = stop.recv() => {}
         _ = interrupt.recv() => {}
-        failed = status.run(|| async { Ok(Some(dht.status().await?)) }) => failed?,
+        failed = status.run(|| async {
+            let fleet_members = fleet.as_ref().map_or(0, |fleet| fleet.members() + 1);
+            Ok(Some(status::Status { node: dht.status().await?, fleet_members }))
+        }) => failed?,
     }
     dht.shutdown().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A member that has nothing to give, where a fleet is configured.
+async fn join_fleet(dht: &Dht, netdb: Arc<NetDb>, config: &config::Fleet) -> Result<Option<Fleet>> {
+    let (Some(key_file), Some(local)) = (&config.key_file, Family::ALL.into_iter().find_map(|family| dht.local(family))) else {
+        return Ok(None);
+    };
+    let options = FleetOptions {
+        zone: config.zone.clone(),
+        zone_local: config.zone_local,
+        seeds: config.seeds.clone(),
+        ..FleetOptions::new(Some(FleetKey::load(key_file)?), local.port())
+    };
+    Ok(Some(Fleet::start(dht, options, Some(netdb)).await))
 }
 
 /// Takes each connection and closes it: there is nothing to be had here.

@@ -11,7 +11,7 @@ use crate::lists_age::ListsAge;
 use crate::manners::Manners;
 use crate::net_process::NetProcess;
 use crate::net_side::status_socket;
-use crate::wire::{FleetSetup, Setup};
+use crate::wire::{FleetSetup, NetStatus, Setup};
 use anyhow::Result;
 use poolfs_core::store::Store;
 use poolfs_fs::refresh::Refresher;
@@ -48,7 +48,10 @@ impl Network {
             Ok(server) => {
                 let asked = process.clone();
                 tasks.spawn(async move {
-                    let node = || async { Ok(asked.status().await.node) };
+                    let node = || async {
+                        let NetStatus { node, fleet_members, .. } = asked.status().await;
+                        Ok(node.map(|node| dht_cmd::NodeStatus { node, fleet_members }))
+                    };
                     if let Err(err) = server.run(node).await {
                         tracing::warn!("the node's status socket is closed: {err:#}");
                     }

@@ -1,10 +1,11 @@
 //! What `poolfs dht` says: lines for people, documents for programs.
 
+use super::status::Status;
 use indicatif::HumanBytes;
 use poolfs_net::dht::{FoundContact, Outcome};
 use poolfs_net::discovery::HostPort;
 use poolfs_net::krpc::{FLAG_PARTIAL, FLAG_REACHABLE, Id};
-use poolfs_net::node::{FamilySnapshot, Pong, Snapshot};
+use poolfs_net::node::{FamilySnapshot, Pong};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -133,8 +134,9 @@ pub fn outcome(contacts: usize, outcome: &Outcome) -> String {
 }
 
 /// A node's status, for people.
-pub fn snapshot(snapshot: &Snapshot) {
+pub fn status(status: &Status) {
     let line = |text: String| crate::show::line(&text);
+    let snapshot = &status.node;
     for (name, family) in [("IPv4", &snapshot.v4), ("IPv6", &snapshot.v6)] {
         let Some(FamilySnapshot { listen, id, nodes, good, poolfs, seen_as, rtt_us }) = family else {
             line(format!("{name}: off"));
@@ -149,6 +151,9 @@ pub fn snapshot(snapshot: &Snapshot) {
     let percentile = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), |us| time(Duration::from_micros(us)));
     let (p50, p95) = (percentile(snapshot.lookup_p50_us), percentile(snapshot.lookup_p95_us));
     line(format!("lookups: {} under way, median {p50}, 95th percentile {p95}", snapshot.lookups));
+    if status.fleet_members > 0 {
+        line(format!("fleet: {} members with this node", status.fleet_members));
+    }
     line(format!("announces {} keys", snapshot.announced_keys));
     line(format!(
         "keeps {} contacts under {} keys, {} items, {} statements",

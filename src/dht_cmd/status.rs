@@ -1,9 +1,10 @@
-//! A node's status socket: whoever connects is told the node's [`Snapshot`] as one line of JSON.
+//! A node's status socket: whoever connects is told the node's [`Status`] as one line of JSON.
 //!
 //! A Unix stream socket of mode 0600. Nothing is read from it.
 
 use anyhow::{Context, Result, bail};
 use poolfs_net::node::Snapshot;
+use serde::{Deserialize, Serialize};
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -17,6 +18,17 @@ const SNAPSHOT_BYTES_MAX: u64 = 64 * 1024;
 
 /// How long one reader may take; there is one at a time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a node is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// In the DHT.
+    #[serde(flatten)]
+    pub node: Snapshot,
+    /// Live members of its fleet, this node among them; 0 where it is of none.
+    #[serde(default)]
+    pub fleet_members: usize,
+}
 
 /// The socket of a running node; it goes with this value.
 #[derive(Debug)]
@@ -44,11 +56,11 @@ impl Server {
     }
 
     /// Answers what `node` says, nothing where there is none, until that is an error.
-    pub async fn run<F: Future<Output = Result<Option<Snapshot>>>>(&self, node: impl Fn() -> F) -> Result<()> {
+    pub async fn run<F: Future<Output = Result<Option<Status>>>>(&self, node: impl Fn() -> F) -> Result<()> {
         loop {
             let (mut stream, _) = self.listener.accept().await.context("accept on the status socket")?;
-            let Some(snapshot) = node().await? else { continue };
-            let mut line = serde_json::to_vec(&snapshot)?;
+            let Some(status) = node().await? else { continue };
+            let mut line = serde_json::to_vec(&status)?;
             line.push(b'\n');
             // A reader that went away or does not read is no matter of the node's.
             if let Ok(Err(err)) = tokio::time::timeout(ANSWER_TIMEOUT, stream.write_all(&line)).await {
@@ -67,7 +79,7 @@ impl Drop for Server {
 }
 
 /// Asks a running node.
-pub async fn ask(path: &Path) -> Result<Snapshot> {
+pub async fn ask(path: &Path) -> Result<Status> {
     let stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
         Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
