@@ -1,12 +1,17 @@
 //! Figures of the DHT under a virtual clock: lookups with dead entries, loss and churn; cycles of announces; memory.
 //!
-//! `dht_sim [--quick | --full] [--goal | --churn | --announce | --huge] [--seed N] [--concurrency N]`: --goal the two lines that the
-//! design sets a goal for, --churn those with hosts that come and go, --announce the announces with where their datagrams went,
-//! --huge the line of 100,000 nodes alone. Built with `--release`; one line for each run, nothing else on standard output.
+//! `dht_sim [--quick | --full] [--goal | --churn | --announce | --huge | --matrix N | --upkeep] [--seed N] [--concurrency N] [--json]`:
+//! --goal the two lines that the design sets a goal for, --churn those with hosts that come and go, --announce the announces with where
+//! their datagrams went, --huge the line of 100,000 nodes alone, --matrix every combination of dead entries, loss and schedule among N
+//! nodes, --upkeep what one node with 600 keys sends and receives in four hours. --json: an object for each line instead of a table.
+//! Built with `--release`; one line for each run, nothing else on standard output.
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
-use poolfs_net::dht::Schedule;
-use poolfs_net::sim::runs::{AnnounceResult, LookupRun, announce_cycle, lookups, percentile};
+use poolfs_net::dht::{AnnounceKey, Schedule};
+use poolfs_net::krpc::{FLAG_REACHABLE, Id, Pv};
+use poolfs_net::sim::runs::{AnnounceResult, HEADER_BYTES, LookupRun, announce_cycle, lookups, percentile};
+use poolfs_net::sim::{Link, Sim};
+use rand::RngExt as _;
 use std::time::{Duration, Instant};
 
 /// Datagrams and bytes of one cycle of 3,000 keys that the design counted, by nodes.
@@ -19,7 +24,43 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| args.iter().any(|arg| arg == name);
     let seed = args.iter().position(|a| a == "--seed").and_then(|at| args.get(at + 1)?.parse().ok()).unwrap_or(1);
-    println!("seed {seed}");
+    let json = has("--json");
+    if has("--upkeep") {
+        return [1_000, 10_000].into_iter().filter(|nodes| *nodes == 1_000 || !has("--quick")).for_each(|nodes| upkeep(nodes, seed, json));
+    }
+    if !json {
+        println!("seed {seed}");
+        head();
+    }
+    let base = base(&args, seed);
+    let line = |run: &LookupRun| if json { object(run) } else { line(run) };
+    if let Some(nodes) = args.iter().position(|a| a == "--matrix").and_then(|at| args.get(at + 1)?.parse().ok()) {
+        return matrix(&base, nodes).iter().for_each(line);
+    }
+    let huge = LookupRun { nodes: 100_000, dead: 0.3, loss: 0.05, lookups: 200, ..base };
+    if has("--huge") {
+        line(&huge);
+        if !json {
+            tell_memory();
+        }
+        return;
+    }
+    let wanted = |run: &LookupRun| !has("--announce") && (!has("--churn") || run.session_median.is_some());
+    for run in lookup_runs(&base, has("--quick"), has("--full"), has("--goal")).into_iter().filter(wanted) {
+        line(&run);
+    }
+    if has("--goal") || has("--churn") || json {
+        return;
+    }
+    announces(&base, has("--quick"), has("--full"), has("--announce"));
+    if has("--full") {
+        println!();
+        line(&huge);
+    }
+    tell_memory();
+}
+
+fn head() {
     println!(
         "{:>7} {:>5} {:>5} {:>9} {:>6} | {:>6} {:>5} {:>6} {:>6} | {:>6} {:>6} {:>6} | {:>6} {:>6} {:>6} | {:>7} {:>7}",
         "nodes",
@@ -40,54 +81,110 @@ fn main() {
         "close%",
         "run s"
     );
-    let base = LookupRun {
+}
+
+fn base(args: &[String], seed: u64) -> LookupRun {
+    let concurrency = args.iter().position(|a| a == "--concurrency").and_then(|at| args.get(at + 1)?.parse().ok());
+    LookupRun {
         nodes: 0,
         dead: 0.0,
         loss: 0.0,
         schedule: Schedule::Adapted,
         lookups: 1_000,
-        concurrency: poolfs_net::dht::CONCURRENCY,
+        concurrency: concurrency.unwrap_or(poolfs_net::dht::CONCURRENCY),
         session_median: None,
         seed,
-    };
-    let base = LookupRun {
-        concurrency: args
-            .iter()
-            .position(|a| a == "--concurrency")
-            .and_then(|at| args.get(at + 1)?.parse().ok())
-            .unwrap_or(base.concurrency),
-        ..base
-    };
-    let huge = LookupRun { nodes: 100_000, dead: 0.3, loss: 0.05, lookups: 200, ..base };
-    if has("--huge") {
-        line(&huge);
-        return tell_memory();
     }
-    let wanted = |run: &LookupRun| !has("--announce") && (!has("--churn") || run.session_median.is_some());
-    for run in lookup_runs(&base, has("--quick"), has("--full"), has("--goal")).into_iter().filter(wanted) {
-        line(&run);
+}
+
+/// Every combination, and churn; fewer lookups where a network takes long to make.
+fn matrix(base: &LookupRun, nodes: u32) -> Vec<LookupRun> {
+    let lookups = if nodes >= 100_000 { 200 } else { 300 };
+    let mut runs = Vec::new();
+    for (dead, loss) in [0.0, 0.3, 0.5].into_iter().flat_map(|dead| [0.0, 0.05, 0.1].map(|loss| (dead, loss))) {
+        // The largest networks take minutes each: there the two others are only seen where the goal is.
+        let all = nodes < 100_000 || (dead == 0.3 && loss == 0.05);
+        let schedules = [Schedule::Adapted, Schedule::Standard, Schedule::Single].into_iter().take(if all { 3 } else { 1 });
+        runs.extend(schedules.map(|schedule| LookupRun { nodes, dead, loss, schedule, lookups, ..*base }));
     }
-    if has("--goal") || has("--churn") {
-        return;
+    if nodes < 100_000 {
+        let churn = [Schedule::Adapted, Schedule::Standard, Schedule::Single];
+        runs.extend(churn.map(|schedule| LookupRun {
+            nodes,
+            loss: 0.05,
+            schedule,
+            lookups,
+            session_median: Some(SESSION_MEDIAN),
+            ..*base
+        }));
     }
+    runs
+}
+
+fn announces(base: &LookupRun, quick: bool, full: bool, tallies: bool) {
     println!();
     println!(
         "{:>7} {:>5} {:>5} {:>5} | {:>9} {:>9} {:>9} {:>7} {:>8} {:>5} | {:>14}",
         "nodes", "keys", "dead", "loss", "announced", "dgrams", "MB", "s", "q/key", "held", "of the count"
     );
-    for (nodes, keys, dead, loss) in announce_runs(has("--quick"), has("--full")) {
-        let result = announce_cycle(&LookupRun { nodes, dead, loss, ..base }, keys);
+    for (nodes, keys, dead, loss) in announce_runs(quick, full) {
+        let result = announce_cycle(&LookupRun { nodes, dead, loss, ..*base }, keys);
         announce_line(nodes, keys, dead, loss, &result);
-        if has("--announce") {
+        if tallies {
             let parts = result.tally.iter().map(|(kind, (datagrams, bytes))| format!("{kind} {datagrams} ({bytes} B)"));
             println!("        {}", parts.collect::<Vec<_>>().join(", "));
         }
     }
-    if has("--full") {
-        println!();
-        line(&huge);
+}
+
+/// Keys that a daemon announces at most.
+const KEYS: u32 = 600;
+
+/// Two cycles of announces and what is asked beside them.
+const UPKEEP: Duration = Duration::from_secs(4 * 3_600);
+
+/// Everything that one node of a calm network sends and receives, its answers to others too.
+#[allow(clippy::cast_precision_loss, reason = "for people")]
+fn upkeep(nodes: u32, seed: u64, json: bool) {
+    let mut sim = Sim::new(seed, Link::default(), Schedule::Adapted);
+    sim.set_announce_keys_max(KEYS as usize);
+    for _ in 0..nodes {
+        sim.add_host();
     }
-    tell_memory();
+    sim.seed_ideal_tables();
+    let host = sim.random_host();
+    let pv = Pv { key: [7; 32], flags: FLAG_REACHABLE, deltas: Vec::new() };
+    let set = (0..KEYS).map(|_| AnnounceKey { key: Id(sim.rng().random()), pv: Some(pv.clone()) }).collect();
+    sim.watch(host);
+    sim.with(host, |node, now| node.set_announces(set, now));
+    sim.run_for(UPKEEP);
+    let (datagrams, bytes) = sim.tally().values().fold((0, 0), |(datagrams, bytes), (d, b)| (datagrams + d, bytes + b));
+    let rate = (bytes + HEADER_BYTES * datagrams) as f64 / UPKEEP.as_secs_f64();
+    if json {
+        println!("{{\"nodes\":{nodes},\"keys\":{KEYS},\"bytes_s\":{rate:.1}}}");
+    } else {
+        println!("{nodes} nodes, {KEYS} keys announced, {} h: {rate:.0} B/s in and out", UPKEEP.as_secs() / 3_600);
+    }
+}
+
+fn object(run: &LookupRun) {
+    let result = lookups(run);
+    let ms = |of: &[Duration]| [50, 95, 99].map(|percent| percentile(of, percent).as_millis());
+    println!(
+        "{{\"nodes\":{},\"dead\":{},\"loss\":{},\"schedule\":\"{}\",\"session_median_s\":{},\"found_percent\":{:.2},\"hops\":{:.2},\
+         \"queries\":{:.2},\"datagrams\":{:.2},\"first_ms\":{:?},\"whole_ms\":{:?}}}",
+        run.nodes,
+        run.dead,
+        run.loss,
+        format!("{:?}", run.schedule).to_lowercase(),
+        run.session_median.map_or(0, |median| median.as_secs()),
+        f64::from(result.found) * 100.0 / f64::from(result.lookups),
+        result.hops,
+        result.queries,
+        result.datagrams,
+        ms(&result.first),
+        ms(&result.whole),
+    );
 }
 
 fn tell_memory() {

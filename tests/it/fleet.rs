@@ -2,7 +2,7 @@
 
 use crate::harness::crowd::{Crowd, Terms, await_status};
 use crate::harness::{Package, assert_holds, listed, report};
-use crate::scenarios;
+use crate::lab;
 
 /// One small, and two of several pieces.
 fn packages() -> Vec<Package> {
@@ -75,31 +75,72 @@ fn all_holders_gone() {
     report("fleet::all_holders_gone", &format!("apt: exit {}, {} bytes from the mirror", finished.code(), crowd.mirror_bytes(B)));
 }
 
+/// Plays a scenario of the lab: everybody's apt must work, and the mirror give at most so many copies. Every file was verified already.
+fn small(name: &str, machines: usize, copies_max: f64) -> lab::outcome::Outcome {
+    let outcome = lab::play_named(name);
+    let poolfs = outcome.contender("poolfs");
+    report(&format!("lab::{name}"), &format!("{:.2} copies from the mirror for {} machines", poolfs.copies, poolfs.lines.len()));
+    assert_eq!(poolfs.lines.iter().map(|line| line.exit).collect::<Vec<_>>(), vec![0; machines], "{outcome:?}");
+    assert!(poolfs.copies <= copies_max, "{outcome:?}");
+    outcome
+}
+
+/// Warm neighbours save the mirror everything, also when two cold machines ask at once.
+#[test]
+fn cold_machines_take_all_from_warm_ones() {
+    let outcome = small("small-cold", 2, 0.5);
+    for line in &outcome.contender("poolfs").lines {
+        assert!(line.from_peers >= outcome.wanted_bytes, "{outcome:?}");
+    }
+}
+
+/// A crowd costs one copy where plain apt costs one for each machine.
+#[test]
+fn a_flash_crowd_costs_one_copy() {
+    let outcome = small("small-crowd", 4, 1.1);
+    let plain = outcome.contender("plain apt");
+    assert!((plain.copies - 4.0).abs() < 1e-9, "{outcome:?}");
+    assert!(plain.lines.iter().all(|line| line.exit == 0), "{outcome:?}");
+}
+
+/// The others get everything when one dies in the middle; what only it had is fetched once more.
+#[test]
+fn the_others_go_on_when_a_machine_leaves() {
+    small("small-leaves", 3, 2.0);
+}
+
+/// What the machines have between them is enough when the mirror fails.
+#[test]
+fn a_mirror_that_fails_with_a_copy_out_is_not_needed() {
+    small("small-mirror-fails", 4, 2.5);
+}
+
+/// Lost packets cost time and nothing else.
+#[test]
+fn lossy_links_lose_no_package() {
+    small("small-lossy", 4, 2.0);
+}
+
 /// Eight cold machines at the same moment cost the mirror about one copy.
 #[test]
 fn a_fleet_of_eight_costs_one_copy() {
-    let outcome = play("fleet-small");
-    assert!(outcome.lines.iter().all(|line| line.exit == 0), "{outcome:?}");
-    report("fleet::a_fleet_of_eight", &format!("{:.2} copies from the mirror for {} machines", outcome.copies, outcome.lines.len()));
-    assert!(outcome.copies <= 1.1, "{outcome:?}");
+    let outcome = lab::play_named("fleet-small");
+    let poolfs = outcome.contender("poolfs");
+    assert!(poolfs.lines.iter().all(|line| line.exit == 0), "{outcome:?}");
+    report("fleet::a_fleet_of_eight", &format!("{:.2} copies from the mirror for {} machines", poolfs.copies, poolfs.lines.len()));
+    assert!(poolfs.copies <= 1.1, "{outcome:?}");
 }
 
 /// A neighbour's indexes are as good as the mirror's: what names them comes from the mirror, signed.
 #[test]
 fn an_update_takes_its_indexes_from_a_neighbour() {
-    let outcome = play("update-from-neighbour");
-    let second = &outcome.lines[0];
+    let outcome = lab::play_named("update-from-neighbour");
+    let second = &outcome.contender("poolfs").lines[0];
     assert_eq!((second.exit, second.mirror_bytes), (0, 0), "{outcome:?}");
     report(
         "fleet::update_from_neighbour",
         &format!("{} bytes of indexes from the neighbour, only InRelease from the mirror", second.from_peers),
     );
-}
-
-fn play(name: &str) -> scenarios::Outcome {
-    let scenario = scenarios::ALL.iter().find(|scenario| scenario.name == name).unwrap();
-    eprintln!("{}: {}", scenario.name, scenario.about);
-    (scenario.play)()
 }
 
 /// Real packages of Debian, with maintainer scripts and dependencies, installed from neighbours alone.

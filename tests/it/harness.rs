@@ -7,12 +7,14 @@ pub(crate) mod liar;
 pub(crate) mod mirror;
 pub(crate) mod mounts;
 pub(crate) mod process;
+pub(crate) mod relay;
 pub(crate) mod repo;
 pub(crate) mod report;
 pub(crate) mod stage;
 pub(crate) mod sys;
 pub(crate) mod trixie;
 pub(crate) mod upstream;
+pub(crate) mod verify;
 
 pub(crate) mod machine;
 

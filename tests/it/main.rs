@@ -26,6 +26,9 @@ mod fstab;
 mod ghosts;
 mod harness;
 mod hostile;
+#[allow(dead_code, reason = "scenarios of scripts/lab, of which the tests play a few")]
+#[path = "../lab/lab.rs"]
+mod lab;
 mod liars;
 mod limits;
 mod lists;
@@ -34,8 +37,6 @@ mod page;
 mod peer;
 mod posix;
 mod repair;
-#[path = "../lab/scenarios.rs"]
-mod scenarios;
 mod service;
 mod swarm;
 mod tidy;

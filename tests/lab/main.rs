@@ -1,70 +1,90 @@
 //! The laboratory: machines as network namespaces on one wire, real apt on each, and what it cost.
 //!
 //! `scripts/lab list` names the scenarios, `scripts/lab run NAME` plays one; with `--json` it prints what it counted as
-//! one document. Everything it made goes with it, also when it is killed: namespaces and mounts hang on its own mount
-//! namespace, and processes end with their machines.
+//! one document. Everything it made goes with it, however it ends: see [`cage`].
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a laboratory, not a product")]
 #![allow(dead_code, unused_imports, reason = "the harness is that of the end-to-end tests")]
 
-mod rivals;
-mod scenarios;
+mod cage;
+#[path = "lab.rs"]
+mod lab;
 #[path = "../it"]
 mod tests {
     pub(crate) mod harness;
 }
 
-use scenarios::{Outcome, Scenario};
+use lab::scenario;
 use std::process::ExitCode;
 pub(crate) use tests::harness;
+
+const USAGE: &str = "usage: scripts/lab list | scripts/lab run SCENARIO... [--json FILE] [--set KEY=VALUE]...";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["list"] => all().for_each(|scenario| println!("{:24}{}", scenario.name, scenario.about)),
-        ["run", name, more @ ..] => {
-            let Some(scenario) = all().find(|scenario| scenario.name == *name) else {
-                eprintln!("no scenario is called {name}: see `scripts/lab list`");
-                return ExitCode::FAILURE;
-            };
-            let outcome = (scenario.play)();
-            if more == ["--json"] {
-                println!("{}", serde_json::to_string(&outcome).unwrap());
-            } else {
-                show(&outcome);
+        ["list"] => {
+            for scenario in scenario::all() {
+                println!("{:24}{}", scenario.name, scenario.about);
+            }
+            ExitCode::SUCCESS
+        }
+        ["run", ..] => match Wanted::of(&arguments[1..]) {
+            Ok(_) => cage::run(&arguments),
+            Err(error) => refuse(&error),
+        },
+        [cage::INSIDE, ..] => {
+            cage::enter();
+            match Wanted::of(&arguments[2..]) {
+                Ok(wanted) => wanted.play(),
+                Err(error) => refuse(&error),
             }
         }
-        _ => {
-            eprintln!("usage: scripts/lab list | scripts/lab run SCENARIO [--json]");
-            return ExitCode::from(2);
+        [cage::WATCH, directory] => cage::watch(directory.as_ref()),
+        _ => refuse(USAGE),
+    }
+}
+
+fn refuse(why: &str) -> ExitCode {
+    eprintln!("{why}");
+    ExitCode::from(2)
+}
+
+/// What `run` was asked for.
+struct Wanted {
+    scenarios: Vec<scenario::Scenario>,
+    json: Option<String>,
+}
+
+impl Wanted {
+    fn of(words: &[String]) -> Result<Self, String> {
+        let (mut names, mut json, mut instead) = (Vec::new(), None, Vec::new());
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().cloned().ok_or_else(|| format!("{word} wants a value\n{USAGE}"));
+            match word.as_str() {
+                "--json" => json = Some(value()?),
+                "--set" => instead.push(value()?),
+                _ if word.starts_with('-') => return Err(format!("{word} is not known\n{USAGE}")),
+                name => names.push(name),
+            }
         }
+        if names.is_empty() {
+            return Err(USAGE.to_owned());
+        }
+        let scenarios = names.iter().map(|name| scenario::load(name, &instead)).collect::<Result<_, _>>()?;
+        Ok(Self { scenarios, json })
     }
-    ExitCode::SUCCESS
-}
 
-fn all() -> impl Iterator<Item = &'static Scenario> {
-    scenarios::ALL.iter().chain(rivals::ALL)
-}
-
-fn show(outcome: &Outcome) {
-    if !outcome.lines.is_empty() {
-        show_machines(outcome);
+    fn play(self) -> ExitCode {
+        let mut all = Vec::new();
+        for scenario in &self.scenarios {
+            let outcome = lab::play(scenario);
+            outcome.show();
+            all.push(outcome);
+        }
+        if let Some(file) = &self.json {
+            std::fs::write(file, serde_json::to_string_pretty(&all).unwrap()).unwrap_or_else(|error| panic!("write {file}: {error}"));
+        }
+        ExitCode::SUCCESS
     }
-    for figure in &outcome.figures {
-        let goal = if figure.goal.is_empty() { String::new() } else { format!("  (goal: {})", figure.goal) };
-        println!("{:60} {:9.3} {}{goal}", figure.name, figure.value, figure.unit);
-    }
-}
-
-fn show_machines(outcome: &Outcome) {
-    println!(
-        "{:>8} {:>5} {:>9} {:>14} {:>14} {:>14} {:>14}",
-        "machine", "exit", "seconds", "mirror sent", "from mirror", "from peers", "given"
-    );
-    for line in &outcome.lines {
-        println!(
-            "{:>8} {:>5} {:>9.1} {:>14} {:>14} {:>14} {:>14}",
-            line.machine, line.exit, line.seconds, line.mirror_bytes, line.from_mirror, line.from_peers, line.given
-        );
-    }
-    println!("each wanted {} bytes; the mirror sent {:.2} copies; every file verified", outcome.wanted_bytes, outcome.copies);
 }

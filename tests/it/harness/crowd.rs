@@ -4,20 +4,38 @@ use super::machine::{Apt, Machine, Options, Sources, workspace};
 use super::process::{Finished, Running};
 use super::repo::{Package, Published, Repo};
 use super::stage::assert_holds;
-use super::{Host, LIMIT, Lan, Mirror};
+use super::{Host, LIMIT, Lan, Mirror, verify};
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
+
+/// One machine's link; what is not said is not limited.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Link {
+    /// What comes from the machine, in Mbit/s.
+    pub(crate) up_mbit: Option<u32>,
+    /// What comes to it, in Mbit/s.
+    pub(crate) down_mbit: Option<u32>,
+    /// How much longer each packet takes, in each direction.
+    pub(crate) delay_ms: u64,
+    /// Packets lost in each direction.
+    pub(crate) loss_percent: u32,
+}
+
+/// What a link has that is not shaped, in Mbit/s.
+pub(crate) const FAST_MBIT: u32 = 40_000;
 
 /// What the machines have in common.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Terms {
     /// They share a fleet key.
     pub(crate) fleet: bool,
-    /// Each machine's link and the mirror's, in Mbit/s.
-    pub(crate) mbit: Option<u32>,
+    /// Each machine's link.
+    pub(crate) link: Link,
     /// The mirror's link alone, in Mbit/s.
     pub(crate) mirror_mbit: Option<u32>,
     /// More lines for `[net]` and the sections after it.
@@ -52,8 +70,9 @@ pub(crate) struct Crowd {
     /// What the test's own repository holds; none of the real archive.
     pub(crate) packages: Vec<Published>,
     /// What everybody installs.
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
     repo: Option<Repo>,
+    terms: Terms,
     home: TempDir,
     lan: Lan,
 }
@@ -90,29 +109,53 @@ impl Crowd {
         names: Vec<String>,
         terms: &Terms,
     ) -> Self {
-        let key = home.path().join("fleet.key");
-        fs::write(&key, "5a".repeat(32)).unwrap();
-        let hosts: Vec<Host> = (0..count).map(|_| lan.host()).collect();
-        let mut toml = terms.poolfs_toml.clone();
-        if terms.fleet {
-            toml += &format!("\n[fleet]\nkey_file = {key:?}\n");
+        fs::write(home.path().join("fleet.key"), "5a".repeat(32)).unwrap();
+        let delay = Duration::from_millis(terms.link.delay_ms);
+        let hosts = (0..count).map(|_| lan.host_after(delay)).collect();
+        let mut crowd = Self { machines: Vec::new(), hosts, mirror, packages, names, repo, terms: terms.clone(), home, lan };
+        crowd.machines = crowd.more_machines(&crowd.hosts, "", "");
+        crowd.hosts.iter().for_each(|host| limit(host, terms.link));
+        if let Some(mbit) = terms.mirror_mbit {
+            crowd.lan.shape_hub(mbit);
+        }
+        crowd
+    }
+
+    /// Places behind the hub, see [`Lan::far_host`].
+    pub(crate) fn far_hosts(&self, count: usize, link: Link) -> Vec<Host> {
+        let host = |_| {
+            let host = self.lan.far_host(Duration::from_millis(link.delay_ms));
+            limit(&host, link);
+            host
+        };
+        (0..count).map(host).collect()
+    }
+
+    /// Limits the machines' links from now on; delays are made with the links.
+    pub(crate) fn limit_links(&self, link: Link) {
+        self.hosts.iter().for_each(|host| limit(host, link));
+    }
+
+    /// Machines that have nothing, at these places, with more lines for apt's configuration and poolfs's `[net]`. All machines are made
+    /// before anything is mounted on one of them: each gets the mounts that its maker sees.
+    pub(crate) fn more_machines(&self, hosts: &[Host], apt_conf: &str, poolfs_toml: &str) -> Vec<Machine> {
+        let mut toml = format!("{poolfs_toml}{}", self.terms.poolfs_toml);
+        if self.terms.fleet {
+            toml += &format!("\n[fleet]\nkey_file = {:?}\n", self.fleet_key());
         }
         let machine = |host: &Host| {
-            let apt = if repo.is_some() { Apt::Own } else { Apt::Trixie };
-            let apt_conf = terms.apt_conf.clone();
+            let apt = if self.repo.is_some() { Apt::Own } else { Apt::Trixie };
+            let apt_conf = format!("{}{apt_conf}", self.terms.apt_conf);
             let options = Options { apt, apt_conf, host: Some(host.clone()), poolfs_toml: toml.clone(), ..Options::default() };
-            let sources = repo.as_ref().map_or(Sources::DebianBehind(&mirror), |repo| Sources::Local(repo, &mirror));
+            let sources = self.repo.as_ref().map_or(Sources::DebianBehind(&self.mirror), |repo| Sources::Local(repo, &self.mirror));
             Machine::new(&sources, &options)
         };
-        let machines = hosts.iter().map(machine).collect();
-        if let Some(mbit) = terms.mbit {
-            lan.shape_hub(mbit);
-            hosts.iter().for_each(|host| host.shape(mbit));
-        }
-        if let Some(mbit) = terms.mirror_mbit {
-            lan.shape_hub(mbit);
-        }
-        Self { machines, hosts, mirror, packages, names, repo, home, lan }
+        hosts.iter().map(machine).collect()
+    }
+
+    /// Cuts these machines off from the others, not from the mirror; none: mends it.
+    pub(crate) fn cut_off(&self, machines: &[usize]) {
+        self.lan.cut_off(&machines.iter().map(|at| &self.hosts[*at]).collect::<Vec<_>>());
     }
 
     /// Mounts on all machines, waits until they know each other, and updates apt's lists through the mounts.
@@ -143,9 +186,14 @@ impl Crowd {
 
     /// `apt-get install -y -d` of everything in the repository, started on that machine.
     pub(crate) fn start_download(&self, machine: usize) -> Running {
+        self.start_download_on(&self.machines[machine])
+    }
+
+    /// The same on any machine of [`Self::more_machines`].
+    pub(crate) fn start_download_on(&self, machine: &Machine) -> Running {
         let names = self.names.iter().map(String::as_str);
         let arguments: Vec<&str> = ["install", "-y", "-d"].into_iter().chain(names).collect();
-        Running::start(&mut self.machines[machine].command("apt-get", &arguments))
+        Running::start(&mut machine.command("apt-get", &arguments))
     }
 
     #[track_caller]
@@ -163,9 +211,27 @@ impl Crowd {
         }
     }
 
+    /// Fails unless everything is on that machine as the signed index there says.
+    #[track_caller]
+    pub(crate) fn assert_as_signed(&self, machine: &Machine) {
+        let verified = verify::assert_as_signed(machine);
+        assert!(verified >= self.names.len(), "{verified} packages of {}", self.names.len());
+    }
+
     /// Limits what the mirror sends to all machines together, in Mbit/s.
     pub(crate) fn shape_mirror(&self, mbit: u32) {
         self.lan.shape_hub(mbit);
+    }
+
+    /// Publishes these packages in place of all others, and has everybody install them from now on.
+    pub(crate) fn replace_packages(&mut self, debs: &[PathBuf]) {
+        let old = std::mem::take(&mut self.packages);
+        let repo = self.repo();
+        old.iter().for_each(|published| repo.withdraw(&published.package.name));
+        let new: Vec<Published> = debs.iter().map(|deb| repo.add_file(deb)).collect();
+        repo.publish();
+        self.names = new.iter().map(|published| published.package.name.clone()).collect();
+        self.packages = new;
     }
 
     /// The test's own repository.
@@ -228,6 +294,30 @@ impl Crowd {
         };
         self.hosts.iter().map(of).collect()
     }
+}
+
+fn limit(host: &Host, link: Link) {
+    if link.up_mbit.or(link.down_mbit).is_some() {
+        host.shape_each(link.up_mbit.unwrap_or(FAST_MBIT), link.down_mbit.unwrap_or(FAST_MBIT));
+    }
+    if link.loss_percent > 0 {
+        host.lose(link.loss_percent);
+    }
+}
+
+/// Bytes of packages that a mirror with this log has given, each counted once however often it was sent: what all machines together
+/// have of it.
+pub(crate) fn covered(log: &[super::mirror::Request]) -> u64 {
+    let mut parts: HashMap<&str, Vec<(u64, u64)>> = HashMap::new();
+    for request in log.iter().filter(|request| request.path.ends_with(".deb") && matches!(request.status, 200 | 206)) {
+        let first = request.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok()).unwrap_or(0);
+        parts.entry(&request.path).or_default().push((first, first + request.body_bytes));
+    }
+    let of_one = |mut parts: Vec<(u64, u64)>| {
+        parts.sort_unstable();
+        parts.into_iter().fold((0, 0), |(sum, until), (first, end)| (sum + end.saturating_sub(first.max(until)), until.max(end))).0
+    };
+    parts.into_values().map(of_one).sum()
 }
 
 fn nodes(status: &super::machine::Status) -> u64 {

@@ -4,6 +4,8 @@
 
 use super::mounts;
 use super::process::run;
+use super::relay::Relay;
+use super::sys;
 use super::workspace;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::ffi::OsStr;
@@ -12,8 +14,10 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Where the mirror is, seen from each host.
@@ -26,16 +30,32 @@ pub(crate) const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 #[derive(Debug)]
 pub(crate) struct Lan {
     home: TempDir,
-    hosts: AtomicU8,
+    hosts: AtomicU16,
+    far_hosts: AtomicU16,
+}
+
+/// Addresses that hosts have in one block of 256: [`HUB`] is in none of them.
+const BLOCK: u16 = 250;
+
+/// Where a far host is that has this number, from 1 on.
+pub(crate) fn far_address(number: u16) -> Ipv4Addr {
+    address_in(98, number)
+}
+
+fn address_in(network: u8, number: u16) -> Ipv4Addr {
+    let (block, within_block) = ((number - 1) / BLOCK, (number - 1) % BLOCK + 1);
+    Ipv4Addr::new(10, network, u8::try_from(block).expect("a small wire"), u8::try_from(within_block).expect("below 251"))
 }
 
 impl Lan {
     /// A bridge with nobody on it but [`HUB`].
     pub(crate) fn new() -> Self {
         mounts::enter_namespace();
-        let lan = Self { home: workspace(), hosts: AtomicU8::new(0) };
+        let lan = Self { home: workspace(), hosts: AtomicU16::new(0), far_hosts: AtomicU16::new(0) };
         namespace(&lan.hub());
-        lan.in_hub(&format!("ip link set lo up; ip link add br0 type bridge; ip addr add {HUB}/24 dev br0; ip link set br0 up"));
+        lan.in_hub(&format!(
+            "ip link set lo up; ip link add br0 type bridge; ip addr add {HUB}/16 dev br0; ip link set br0 up; echo 1 >/proc/sys/net/ipv4/ip_forward"
+        ));
         lan
     }
 
@@ -49,17 +69,57 @@ impl Lan {
 
     /// One more machine's place on the wire: 10.99.0.1, .2, ...
     pub(crate) fn host(&self) -> Host {
+        self.host_after(Duration::ZERO)
+    }
+
+    /// The same, for whom every frame takes that much longer, in each direction.
+    pub(crate) fn host_after(&self, delay: Duration) -> Host {
         let number = self.hosts.fetch_add(1, Ordering::Relaxed) + 1;
-        let netns = self.home.path().join(format!("{number}.net"));
-        namespace(&netns);
-        let address = Ipv4Addr::new(10, 99, 0, number);
-        self.in_hub(&format!(
-            "ip link add v{number} type veth peer name eth0 netns {}; ip link set v{number} master br0; ip link set v{number} up",
-            netns.display()
-        ));
-        let host = Host { netns, address, hub: self.hub() };
-        host.run(&format!("ip link set lo up; ip addr add {address}/24 dev eth0; ip link set eth0 up; ip route add default via {HUB}"));
+        let host = self.plug_in(format!("v{number}"), address_in(99, number), false, delay);
+        let port = &host.port;
+        self.in_hub(&format!("ip link set {port} master br0; ip link set {port} up"));
+        let address = host.address;
+        host.run(&format!("ip link set lo up; ip addr add {address}/16 dev eth0; ip link set eth0 up; ip route add default via {HUB}"));
         host
+    }
+
+    /// A place that is not on the bridge but behind the hub as its router, at [`far_address`] of 1, 2, ...: hundreds of them would fill
+    /// the kernel's one table of neighbours if each knew the others.
+    pub(crate) fn far_host(&self, delay: Duration) -> Host {
+        let number = self.far_hosts.fetch_add(1, Ordering::Relaxed) + 1;
+        let host = self.plug_in(format!("f{number}"), far_address(number), true, delay);
+        let (port, address) = (&host.port, host.address);
+        self.in_hub(&format!("ip addr add {HUB}/32 dev {port}; ip link set {port} up; ip route add {address}/32 dev {port}"));
+        host.run(&format!(
+            "ip link set lo up; ip addr add {address}/32 dev eth0; ip link set eth0 up; ip route add {HUB}/32 dev eth0; ip route add default via {HUB}"
+        ));
+        host
+    }
+
+    fn plug_in(&self, port: String, address: Ipv4Addr, far: bool, delay: Duration) -> Host {
+        let netns = self.home.path().join(format!("{port}.net"));
+        namespace(&netns);
+        let relay = if delay.is_zero() {
+            self.in_hub(&format!("ip link add {port} type veth peer name eth0 netns {}", netns.display()));
+            None
+        } else {
+            let (near, far) = (tap_within(&netns, "eth0"), tap_within(&self.hub(), &port));
+            Some(Arc::new(Relay::new(near, far, delay)))
+        };
+        Host { netns, address, hub: self.hub(), port, far, _relay: relay }
+    }
+
+    /// Cuts the wire between these hosts and all others, the hub not among them; none: mends it.
+    pub(crate) fn cut_off(&self, hosts: &[&Host]) {
+        self.in_hub("nft delete table bridge cut 2>/dev/null || true");
+        if hosts.is_empty() {
+            return;
+        }
+        let ports = hosts.iter().map(|host| format!("\"{}\"", host.port)).collect::<Vec<_>>().join(", ");
+        self.in_hub(&format!(
+            "nft 'table bridge cut {{ chain forward {{ type filter hook forward priority 0; \
+             iifname {{ {ports} }} oifname != {{ {ports} }} drop; iifname != {{ {ports} }} oifname {{ {ports} }} drop; }}; }}'"
+        ));
     }
 
     /// A socket that hosts reach at [`HUB`]; whoever serves it stays in the test's own namespace.
@@ -105,6 +165,12 @@ pub(crate) struct Host {
     netns: PathBuf,
     pub(crate) address: Ipv4Addr,
     hub: PathBuf,
+    /// The hub's end of its link.
+    port: String,
+    /// See [`Lan::far_host`].
+    far: bool,
+    /// What makes it slow to answer; it ends with the last clone.
+    _relay: Option<Arc<Relay>>,
 }
 
 impl Host {
@@ -134,27 +200,44 @@ impl Host {
 
     /// Limits the link in both directions, in Mbit/s.
     pub(crate) fn shape(&self, mbit: u32) {
-        let limit =
-            |device: &str| format!("tc qdisc replace dev {device} root tbf rate {mbit}mbit burst {} latency 200ms", burst_bytes(mbit));
-        self.run(&limit("eth0"));
-        run(within(&self.hub, "sh").args(["-euc", &limit(&self.port())])).ok();
+        self.shape_each(mbit, mbit);
+    }
+
+    /// Limits what comes from this host and what comes to it, in Mbit/s.
+    pub(crate) fn shape_each(&self, up_mbit: u32, down_mbit: u32) {
+        let limit = |device: &str, mbit: u32| {
+            format!("tc qdisc replace dev {device} root tbf rate {mbit}mbit burst {} latency 200ms", burst_bytes(mbit))
+        };
+        self.run(&limit("eth0", up_mbit));
+        self.in_hub(&limit(&self.port, down_mbit));
+    }
+
+    /// Loses this share of the IP packets that come from this host, and of those that come to it. On the bridge: a sender is not told.
+    pub(crate) fn lose(&self, percent: u32) {
+        let (port, family) = (&self.port, if self.far { "inet" } else { "bridge" });
+        let rule = |direction: &str| format!("{direction} \"{port}\" meta protocol ip numgen random mod 100 < {percent} drop");
+        self.in_hub(&format!(
+            "nft 'table {family} loss_{port} {{ chain from {{ type filter hook prerouting priority 0; {}; }}; \
+             chain to {{ type filter hook postrouting priority 0; {}; }}; }}'",
+            rule("iifname"),
+            rule("oifname"),
+        ));
     }
 
     /// Pulls the plug, or puts it back.
     pub(crate) fn plug(&self, in_place: bool) {
         let state = if in_place { "up" } else { "down" };
-        run(within(&self.hub, "ip").args(["link", "set", &self.port(), state])).ok();
+        run(within(&self.hub, "ip").args(["link", "set", &self.port, state])).ok();
     }
 
-    /// The bridge's end of the link.
-    fn port(&self) -> String {
-        format!("v{}", self.address.octets()[3])
+    fn in_hub(&self, script: &str) {
+        run(within(&self.hub, "sh").args(["-euc", script])).ok();
     }
 }
 
 /// Some milliseconds of the rate: less would stay below it, more would hide it.
-fn burst_bytes(mbit: u32) -> u32 {
-    (mbit * 125_000 / 100).max(16_384)
+fn burst_bytes(mbit: u32) -> u64 {
+    (u64::from(mbit) * 125_000 / 100).max(16_384)
 }
 
 fn within(netns: &Path, program: impl AsRef<OsStr>) -> Command {
@@ -164,12 +247,22 @@ fn within(netns: &Path, program: impl AsRef<OsStr>) -> Command {
 }
 
 fn listen_within(netns: &Path, address: Ipv4Addr) -> TcpListener {
+    inside(netns, move || TcpListener::bind((address, 0)).unwrap())
+}
+
+/// A network device of that name whose frames come to the test.
+fn tap_within(netns: &Path, name: &str) -> File {
+    let name = name.to_owned();
+    inside(netns, move || sys::tap(&name).expect("a TAP device (/dev/net/tun)"))
+}
+
+fn inside<T: Send + 'static>(netns: &Path, f: impl FnOnce() -> T + Send + 'static) -> T {
     let netns = File::open(netns).unwrap();
-    let bind = move || {
+    let enter = move || {
         move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-        TcpListener::bind((address, 0)).unwrap()
+        f()
     };
-    std::thread::spawn(bind).join().unwrap()
+    std::thread::spawn(enter).join().unwrap()
 }
 
 fn namespace(at: &Path) {

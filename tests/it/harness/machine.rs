@@ -368,6 +368,12 @@ impl Machine {
         self.directory.path().join("apt.conf")
     }
 
+    /// Keys whose signature apt believes.
+    pub(crate) fn keyring(&self) -> PathBuf {
+        let own = self.root.join("etc/apt/test-key.gpg");
+        if own.exists() { own } else { PathBuf::from("/usr/share/keyrings/debian-archive-keyring.gpg") }
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.state_dir().join("poolfs.log")).unwrap_or_default()
     }
@@ -431,6 +437,14 @@ impl Machine {
     pub(crate) fn pid(&self) -> Option<u32> {
         let finished = self.poolfs(&["status", "--json"]);
         finished.status.success().then(|| serde_json::from_str::<Status>(&finished.out).unwrap().pid)
+    }
+
+    /// All processes of poolfs on this machine.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let name = Path::new(env!("CARGO_BIN_EXE_poolfs"));
+        let ours =
+            with_argument(&self.directory.path().to_string_lossy()).into_iter().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+        ours.filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == name)).collect()
     }
 
     #[track_caller]

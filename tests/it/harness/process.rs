@@ -109,8 +109,14 @@ impl Running {
 
     /// Waits for its end, for [`LIMIT`] at most; past that everything in its process group is ended and the test fails.
     #[track_caller]
-    pub(crate) fn wait(mut self) -> Finished {
-        let ended = await_exit(self.pid(), LIMIT);
+    pub(crate) fn wait(self) -> Finished {
+        self.wait_within(LIMIT)
+    }
+
+    /// The same with another limit.
+    #[track_caller]
+    pub(crate) fn wait_within(mut self, limit: Duration) -> Finished {
+        let ended = await_exit(self.pid(), limit);
         if !ended {
             let _ = rustix::process::kill_process_group(self.pid(), Signal::KILL);
         }
@@ -118,7 +124,7 @@ impl Running {
         self.waited = true;
         let (out, err) = self.said();
         let finished = Finished { status, out, err, what: self.what.clone() };
-        assert!(ended, "still running after {LIMIT:?}: {finished}");
+        assert!(ended, "still running after {limit:?}: {finished}");
         finished
     }
 }

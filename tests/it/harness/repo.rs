@@ -142,6 +142,30 @@ impl Repo {
         published
     }
 
+    /// Puts a package that exists already into the pool, as it is. What it depends on need not be here: the index does not say it.
+    pub(crate) fn add_file(&mut self, deb: &Path) -> Published {
+        let control = run(Command::new("dpkg-deb").arg("-f").arg(deb)).ok().out;
+        let relations = ["Depends", "Pre-Depends", "Recommends", "Suggests", "Conflicts", "Breaks", "Replaces", "Provides", "Enhances"];
+        let mut kept = String::new();
+        let mut keep = true;
+        for line in control.lines() {
+            // A line that goes on belongs to the field before it.
+            keep = if line.starts_with(' ') { keep } else { !relations.contains(&line.split(':').next().unwrap_or_default()) };
+            if keep {
+                writeln!(kept, "{line}").unwrap();
+            }
+        }
+        let field = |name: &str| kept.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap().to_owned();
+        let package = Package { architecture: field("Architecture"), ..Package::new(&field("Package"), &field("Version"), 0) };
+        let filename = format!("pool/main/{}/{}", package.name, deb.file_name().unwrap().to_str().unwrap());
+        let bytes = fs::read(deb).unwrap();
+        fs::create_dir_all(self.root.join(&filename).parent().unwrap()).unwrap();
+        fs::write(self.root.join(&filename), &bytes).unwrap();
+        let published = Published { digest: hex(&Sha256::digest(&bytes)), package, filename, bytes, control: kept };
+        self.packages.push(published.clone());
+        published
+    }
+
     /// Takes every version of `name` out of the next index; the files stay in the pool.
     pub(crate) fn withdraw(&mut self, name: &str) {
         self.packages.retain(|published| published.package.name != name);
