@@ -191,6 +191,11 @@ pub enum Command {
     },
     /// Look into the DHT, or run a node of it that mounts nothing
     Dht(crate::dht_cmd::DhtArgs),
+    /// Make and apply deltas between packages at hand
+    Delta(crate::delta_cmd::DeltaArgs),
+    /// The process that makes or applies one delta
+    #[command(hide = true)]
+    DeltaWork,
     /// Write man pages and shell completions below a directory, for packages
     #[command(hide = true)]
     Documents {

@@ -64,6 +64,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Fetch { names, common, json } => crate::files_cmd::fetch(&load(&common)?, &names, json),
         Command::Gc { all, common, json } => crate::files_cmd::collect(&load(&common)?, all, json),
         Command::Doctor { common, json } => crate::doctor::run(&common, json),
+        Command::Delta(args) => crate::delta_cmd::run(args),
+        Command::DeltaWork => crate::deltas::work::child().map(|()| ExitCode::SUCCESS),
         Command::Documents { dir } => crate::documents::write(&dir),
         Command::Config(args) => crate::config_cmd::run(args),
         Command::LogLevel { level, common } => crate::config_cmd::log_level(&load(&common)?, level),

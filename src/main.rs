@@ -14,6 +14,8 @@ mod config_cmd;
 mod confine;
 mod control;
 mod daemon;
+mod delta_cmd;
+mod deltas;
 mod dht_cmd;
 mod doctor;
 mod documents;

@@ -1,11 +1,12 @@
 //! The targets, by where their input comes from.
 
 mod bencode;
+mod delta;
 mod lists;
 
 use crate::driver::Target;
 
 /// Every target, in the order in which `all` runs them.
 pub(crate) fn all() -> impl Iterator<Item = &'static Target> {
-    [bencode::ALL, lists::ALL].into_iter().flatten()
+    [bencode::ALL, delta::ALL, lists::ALL].into_iter().flatten()
 }

@@ -16,6 +16,7 @@ mod churn;
 mod commands;
 mod containers;
 mod death;
+mod deltas;
 mod dht;
 mod discretion;
 mod doctor;

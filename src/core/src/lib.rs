@@ -7,11 +7,13 @@ pub mod advisories;
 pub mod catalog;
 mod crash_point;
 pub mod db;
+pub mod delta;
 pub mod digest;
 pub mod discretion;
 pub mod piece;
 pub mod role;
 pub mod store;
+mod sys;
 
 pub use db::{Db, DbError};
 pub use digest::{BlockSum, Digest, Summer, Sums};

@@ -17,11 +17,29 @@ pub(crate) struct Package {
     pub(crate) architecture: String,
     pub(crate) depends: Option<String>,
     pub(crate) payload_bytes: usize,
+    /// The version whose payload it has, before some bytes of its own.
+    pub(crate) like: Option<String>,
+    /// What dpkg-deb packs its members with.
+    pub(crate) packed: &'static str,
 }
 
 impl Package {
     pub(crate) fn new(name: &str, version: &str, payload_bytes: usize) -> Self {
-        Self { name: name.into(), version: version.into(), architecture: "all".into(), depends: None, payload_bytes }
+        let (name, version, architecture) = (name.into(), version.into(), "all".into());
+        Self { name, version, architecture, depends: None, payload_bytes, like: None, packed: "none" }
+    }
+
+    /// With the payload of an older version, before so many bytes of its own.
+    pub(crate) fn like(mut self, version: &str, own_bytes: usize) -> Self {
+        self.like = Some(version.into());
+        self.payload_bytes = own_bytes;
+        self
+    }
+
+    /// Packed by dpkg-deb with `xz`, `zstd` or `gzip`.
+    pub(crate) fn packed(mut self, with: &'static str) -> Self {
+        self.packed = with;
+        self
     }
 
     pub(crate) fn depends(mut self, on: &str) -> Self {
@@ -117,7 +135,14 @@ impl Repo {
         fs::create_dir_all(tree.join("DEBIAN")).unwrap();
         fs::create_dir_all(tree.join("usr/share").join(&package.name)).unwrap();
         let payload = noise(&format!("{} {}", package.name, package.version), package.payload_bytes);
-        fs::write(tree.join("usr/share").join(&package.name).join("payload"), payload).unwrap();
+        let mut whole = Vec::new();
+        if let Some(like) = &package.like {
+            let older = self.packages.iter().find(|older| older.package.name == package.name && older.package.version == *like);
+            let older = &older.expect("the older version is in the repository").package;
+            whole = noise(&format!("{} {}", older.name, older.version), older.payload_bytes);
+        }
+        whole.extend_from_slice(&payload);
+        fs::write(tree.join("usr/share").join(&package.name).join("payload"), whole).unwrap();
         let mut control = format!(
             "Package: {}\nVersion: {}\nArchitecture: {}\nMaintainer: poolfs test <test@example.invalid>\n",
             package.name, package.version, package.architecture
@@ -133,7 +158,7 @@ impl Repo {
         let plain_version = package.version.split_once(':').map_or(package.version.as_str(), |(_, rest)| rest);
         let filename = format!("{directory}/{}_{plain_version}_{}.deb", package.name, package.architecture);
         let mut build = Command::new("dpkg-deb");
-        build.args(["-Znone", "--root-owner-group", "--build"]).arg(&tree).arg(self.root.join(&filename));
+        build.arg(format!("-Z{}", package.packed)).args(["--root-owner-group", "--build"]).arg(&tree).arg(self.root.join(&filename));
         run(build.env("SOURCE_DATE_EPOCH", "1700000000")).ok();
         fs::remove_dir_all(&tree).unwrap();
         let bytes = fs::read(self.root.join(&filename)).unwrap();
