@@ -11,6 +11,25 @@ mod driver;
 mod memory;
 mod targets;
 
+/// Modules of the binary, which has no library: what they parse is fuzzed, most of them is not used here.
+#[path = "../../src"]
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "the modules are those of the binary")]
+mod binary {
+    pub(crate) mod config;
+    pub(crate) mod control;
+    pub(crate) mod sys;
+    pub(crate) mod wire;
+}
+use binary::{config, control, sys, wire};
+
+/// What the configuration asks of another module of the binary.
+mod advisories {
+    /// Whether an advisory is to be fetched.
+    pub(crate) fn is_url(text: &str) -> bool {
+        ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme))
+    }
+}
+
 use driver::Target;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};

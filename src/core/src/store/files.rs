@@ -262,7 +262,8 @@ impl Store {
                 let (state, sharing): (State, Sharing) = (row.get(0)?, row.get(1)?);
                 let (files, bytes) = (row.get::<_, i64>(2)?.cast_unsigned(), row.get::<_, i64>(3)?.cast_unsigned());
                 counts.files += files;
-                counts.bytes += bytes;
+                // A row's size may be anything where a disk has made it so.
+                counts.bytes = counts.bytes.saturating_add(bytes);
                 match (state, sharing) {
                     (State::Writing, _) => {}
                     (State::Damaged, _) => counts.damaged += files,
