@@ -3,7 +3,8 @@
 //! The network process: root (it becomes the system user `poolfs`, or a number that nobody has), every capability, new
 //! privileges by any program, all system calls but those of a server, and with Landlock every file but its own directory and
 //! what name resolution and TLS read. So what is world-readable on the machine is out of its reach too, apt's directories
-//! among it. The process of the mounts: sockets of any family but Unix ones.
+//! among it. The process of the mounts: new sockets of any family but Unix ones; the
+//! listener of the status page on loopback was opened before.
 //!
 //! Where the kernel has no Landlock the rest holds; without user, seccomp or `no_new_privs` the network process does not run.
 
@@ -198,7 +199,7 @@ fn landlock(dir: &Path) -> Result<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests, which say what they skip")]
     use super::*;
     use std::os::unix::fs::MetadataExt as _;
 

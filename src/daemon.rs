@@ -40,7 +40,7 @@ use poolfs_fs::tree::{Tree, TreeParts};
 use poolfs_fs::{FsError, verify};
 use rustix::fs::{Mode, OFlags};
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -107,6 +107,7 @@ struct Joining {
 pub fn serve(config: Config) -> Result<()> {
     // It alone keeps the network, for the process that is started for it and for what apt's configuration runs.
     let errands = Errands::start().context("start a thread")?;
+    let page = config.status.listen.map(crate::web::listen);
     crate::confine::mounts().context("give up the network")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
@@ -114,12 +115,12 @@ pub fn serve(config: Config) -> Result<()> {
         .thread_name("poolfs-run")
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(serve_here(config, errands));
+    let result = runtime.block_on(serve_here(config, errands, page));
     runtime.shutdown_timeout(RUNTIME_PATIENCE);
     result
 }
 
-async fn serve_here(config: Config, errands: Errands) -> Result<()> {
+async fn serve_here(config: Config, errands: Errands, page: Option<Result<TcpListener>>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -140,7 +141,7 @@ async fn serve_here(config: Config, errands: Errands) -> Result<()> {
         tokio::spawn(Arc::clone(&daemon).keep_history()),
         tokio::spawn(Arc::clone(&daemon).mind_manners()),
     ];
-    let web = serve_page(&daemon);
+    let web = page.and_then(|page| serve_page(&daemon, page));
     daemon.process.settled().await;
     Report::Ready.send();
     let mut stopping = daemon.stop.subscribe();
@@ -183,9 +184,9 @@ fn told_unmounted(gone: Vec<PathBuf>) {
     }
 }
 
-/// Serves the status page, where it is wanted and its port is free: the mounts do without it.
-fn serve_page(daemon: &Arc<Daemon>) -> Option<Web> {
-    let web = Web::start(daemon.config.status.listen?, Arc::clone(daemon) as Arc<dyn Witness>);
+/// Serves the status page, if its port is free: the mounts do without it.
+fn serve_page(daemon: &Arc<Daemon>, listener: Result<TcpListener>) -> Option<Web> {
+    let web = listener.and_then(|listener| Web::start(listener, Arc::clone(daemon) as Arc<dyn Witness>));
     let web = web.inspect_err(|err| daemon.problem(format!("no status page: {err:#}; then `poolfs down` and `poolfs up`"))).ok()?;
     daemon.page.get_or_init(|| web.local());
     Some(web)

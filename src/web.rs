@@ -72,11 +72,15 @@ struct Shared {
     connections: Arc<Semaphore>,
 }
 
+/// Listens at `address`, one of loopback. To be done before the process gives up the network, which leaves it what is open.
+pub fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
+    let bound = || format!("listen at {address}: another program has this port, end it or choose another status.listen");
+    std::net::TcpListener::bind(address).with_context(bound)
+}
+
 impl Web {
-    /// Listens at `listen`, a loopback address, and shows what `witness` knows. On the runtime of the caller.
-    pub fn start(listen: SocketAddr, witness: Arc<dyn Witness>) -> Result<Self> {
-        let bound = || format!("listen at {listen}: another program has this port, end it or choose another status.listen");
-        let listener = std::net::TcpListener::bind(listen).with_context(bound)?;
+    /// Shows who comes to `listener` what `witness` knows. On the runtime of the caller.
+    pub fn start(listener: std::net::TcpListener, witness: Arc<dyn Witness>) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let local = listener.local_addr()?;
         let shared = Shared { witness, kept: Mutex::default(), connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
