@@ -17,18 +17,26 @@ use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
+/// Set in the environment of a process whose lines are passed on to the journal by the one that started it.
+pub const PASSED_ON: &str = "POOLFS_LOG_TO_JOURNAL";
+
 /// Starts it with the directives of `POOLFS_LOG`, else with these.
 pub fn start(level: &str) -> Result<()> {
     let directives = std::env::var("POOLFS_LOG").unwrap_or_else(|_| level.to_owned());
     let (filter, handle) = reload::Layer::new(parse(&directives)?);
     // The end of each request, with what it took; requests are spans of the level debug.
     let lines = fmt::layer().with_span_events(FmtSpan::CLOSE);
-    let lines = match is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), io::stderr().as_fd()) {
+    let lines = match is_for_journal() {
         true => lines.with_writer(Journal).with_ansi(false).with_timer(NoTime).with_level(false).boxed(),
         false => lines.with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).init();
     FILTER.set(handle).ok().context("logging is started once")
+}
+
+/// Whether what is logged ends in the journal: directly, or by a process that passes it on there.
+pub fn is_for_journal() -> bool {
+    std::env::var_os(PASSED_ON).is_some() || is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), io::stderr().as_fd())
 }
 
 /// Whether `stream` is the one that `JOURNAL_STREAM` names as `device:inode` (systemd.exec(5)).

@@ -13,6 +13,7 @@ mod link;
 pub use link::{Gone, Link, Parts, ShelfBox};
 
 use crate::errands::Errands;
+use crate::logging;
 use crate::wire::{self, Answer, FromNet, Memory, NetStatus, Question, Setup, Socket, ToNet, WireError, plain_text};
 use anyhow::{Context as _, Result, anyhow};
 use parking_lot::Mutex;
@@ -444,6 +445,9 @@ impl Keeper {
             self.errands.run(move || {
                 let mut command = std::process::Command::new(program);
                 command.arg("serve-net").arg(dir).stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/");
+                if logging::is_for_journal() {
+                    command.env(logging::PASSED_ON, "1");
+                }
                 crate::sys::end_with_parent(&mut command);
                 command.spawn()
             })

@@ -184,7 +184,7 @@ fn faults_of_the_daemon() {
     // 20: the port is another program's.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let _udp = std::net::UdpSocket::bind(taken.local_addr().unwrap()).unwrap();
-    edit(&machine.config(), |text| text.replacen("127.0.0.1:0", &taken.local_addr().unwrap().to_string(), 1));
+    edit(&machine.config(), |text| text.replacen("\"127.0.0.1:0\"", &format!("\"{}\"", taken.local_addr().unwrap()), 1));
     machine.up();
     mends(machine, "network", "nothing listens at");
     // 21: a mount whose daemon is dead, and nobody who starts it again. Two things are wrong, one after the other.

@@ -28,6 +28,8 @@ fn what_is_written_is_recorded() {
         let content = bytes(len, index as u64);
         let name = format!("file{index}");
         fs::write(lab.path(&name), &content).unwrap();
+        // The kernel tells of the last close after close(2) has returned.
+        lab.settle();
         assert_eq!(lab.xattr(&name, "state"), "clean", "{len}");
         assert_eq!(lab.xattr(&name, "digest"), Digest::of(&content).to_string(), "{len}");
         assert_eq!(fs::read(lab.path(&name)).unwrap(), content, "{len}");

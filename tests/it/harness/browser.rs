@@ -93,10 +93,17 @@ impl Browser {
                 return message;
             }
             let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).unwrap();
-            let ready = poll(&mut [PollFd::new(&self.from, PollFlags::IN)], Some(&left)).unwrap();
+            let ready = match poll(&mut [PollFd::new(&self.from, PollFlags::IN)], Some(&left)) {
+                // The end of another test's child.
+                Err(rustix::io::Errno::INTR) => continue,
+                ready => ready.unwrap(),
+            };
             assert!(ready > 0, "Chromium says nothing to {what}: {:?}", self._process.said().1);
             let mut buffer = vec![0; 1 << 16];
-            let count = self.from.read(&mut buffer).unwrap();
+            let count = match self.from.read(&mut buffer) {
+                Err(err) if err.kind() == std::io::ErrorKind::Interrupted => continue,
+                count => count.unwrap(),
+            };
             self.read.extend_from_slice(&buffer[..count]);
         }
     }
