@@ -167,7 +167,8 @@ mod tests {
         // Without a wish for links only everybody is spoken to; with it not even a private range without a link.
         let stranger = "192.0.2.77".parse().unwrap();
         assert!(Near::of_machine().allows(stranger) && Near::nobody().allows(stranger));
-        let closed = Near::links_of_machine_only();
+        let closed = Near { routes: Some(Mutex::new((Some(Instant::now()), links))), links_only: true };
+        assert!(closed.allows("198.51.100.77".parse().unwrap()) && !closed.allows("10.1.2.3".parse().unwrap()));
         assert!(!closed.allows(stranger) && !closed.allows("::ffff:192.0.2.77".parse().unwrap()));
         assert!(["127.0.0.1", "fe80::1", "169.254.1.1", "::1"].iter().all(|ip| closed.allows(ip.parse().unwrap())));
         assert!(super::links("garbage\nx y z\n", "1 2 3\n").is_empty());
