@@ -1,6 +1,6 @@
 //! Deltas: a newer package made from an older one and a few percent of its bytes.
 //!
-//! A package is cut into parts ([`parts`]): the `ar` archive's own bytes, and the members that unpack. A delta holds a patch
+//! A package is cut into parts (`parts`): the `ar` archive's own bytes, and the members that unpack. A delta holds a patch
 //! from the unpacked parts of the old package, one after the other, to those of the new one, and for each part the recipe by
 //! which it is packed again to the very bytes that it had. One patch instead of one for each member: the archive's headers,
 //! which differ by a few digits, then cost nothing, and no frame has a head of its own.
