@@ -17,10 +17,11 @@ mod targets;
 mod binary {
     pub(crate) mod config;
     pub(crate) mod control;
+    pub(crate) mod quiet;
     pub(crate) mod sys;
     pub(crate) mod wire;
 }
-use binary::{config, control, sys, wire};
+use binary::{config, control, quiet, sys, wire};
 
 /// What the configuration asks of another module of the binary.
 mod advisories {

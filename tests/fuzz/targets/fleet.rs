@@ -272,6 +272,8 @@ fn datagrams() -> Vec<Vec<u8>> {
         silent: vec![contact(2)],
         mirror_bad: true,
         mirror_pace: Some(Duration::from_millis(1_500)),
+        room: 3,
+        newcomer: true,
     };
     let reply = Reply {
         take: Some((0x8001, Duration::from_secs(5))),
