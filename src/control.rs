@@ -157,6 +157,10 @@ pub struct Status {
     /// Live members of the fleet, this machine among them; 0 where it is of none.
     #[serde(default)]
     pub fleet_members: usize,
+    /// Files that are here, of which the fleet's members that coordinate them were told; 0 while others are becoming their
+    /// coordinators.
+    #[serde(default)]
+    pub fleet_told: usize,
     /// What was given to peers since the start.
     #[serde(default)]
     pub uploaded: Uploaded,

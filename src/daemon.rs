@@ -522,6 +522,7 @@ impl Daemon {
             objects_quota_bytes: self.objects.quota(),
             node: net.node,
             fleet_members: net.fleet_members,
+            fleet_told: net.fleet_told,
             uploaded: net.uploaded,
             upload_paused: self.manners.now().paused.map(str::to_owned),
             advisories: self.advisories.shown().iter().map(advisories::line).collect(),

@@ -1,7 +1,7 @@
 //! Tells the fleet which files are here: all that its members may have, and what came and went since.
 //!
-//! One task. It looks whether the store has changed, asks it for what members may have, and hands the difference over to the
-//! network process; to another process everything.
+//! One task. When the store has changed it asks it for what members may have, and hands the difference over to the network
+//! process; to another process everything.
 
 use crate::net_process::NetProcess;
 use crate::wire::{Arrived, DIGESTS_MAX, ToNet};
@@ -11,9 +11,10 @@ use poolfs_core::store::{Sharing, Store};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
-/// How often the store is asked whether it has changed.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// The least time between two looks: what arrives meanwhile is told of together.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// What members may have: also what is kept back from strangers.
 const FOR_MEMBERS: [Sharing; 3] = [Sharing::Announced, Sharing::Available, Sharing::Withheld];
@@ -28,12 +29,15 @@ pub struct Holdings {
     /// Which process was told.
     number: u64,
     told: HashMap<Digest, u64>,
+    changed: watch::Receiver<()>,
 }
 
 impl Holdings {
     /// Tells the fleet of `process` of what `store` has.
     pub fn new(store: Arc<Store>, process: NetProcess) -> Self {
-        Self { store, process, seen: None, number: 0, told: HashMap::new() }
+        let (change, changed) = watch::channel(());
+        store.on_change(move || change.send_replace(()));
+        Self { store, process, seen: None, number: 0, told: HashMap::new(), changed }
     }
 
     /// Goes on for ever.
@@ -43,9 +47,10 @@ impl Holdings {
                 // The next change tries again.
                 tracing::warn!("tell the fleet what is here: {err:#}");
             }
+            tokio::time::sleep(LOOK_PAUSE).await;
             let process = self.process.clone();
             tokio::select! {
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                Ok(()) = self.changed.changed() => {}
                 _ = process.next_link(self.number) => {}
             }
         }

@@ -187,6 +187,7 @@ impl Served {
                 let (node, server) = (self.side.node().cloned(), self.server.clone());
                 let mut status = NetStatus {
                     fleet_members: self.side.fleet().map_or(0, |fleet| fleet.members() + 1),
+                    fleet_told: self.side.fleet().map_or(0, poolfs_net::fleet::Fleet::told),
                     uploaded: server.as_deref().map(uploaded).unwrap_or_default(),
                     problems: self.side.problems().to_vec(),
                     node: None,

@@ -293,6 +293,9 @@ fn family(metric: &Metric, facts: &Facts) -> Option<MetricFamily> {
         }
         sample
     });
+    of("poolfs_fleet_told", "Files here of which all members of the fleet that coordinate them were told.", &[], |facts, out| {
+        out.put(&[], size(facts.status.fleet_told));
+    });
     let samples: Vec<_> = samples.collect();
     // Without a mount there is nothing to say of mounts.
     (!samples.is_empty()).then(|| {

@@ -232,6 +232,8 @@ pub struct NetStatus {
     pub node: Option<Snapshot>,
     /// Live members of the fleet, this machine among them; 0 where it is of none.
     pub fleet_members: usize,
+    /// Files that are here, of which all who coordinate them were told.
+    pub fleet_told: usize,
     /// What was given to peers.
     pub uploaded: Uploaded,
     /// What could not be started, a line each with its remedy.

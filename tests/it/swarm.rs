@@ -1,7 +1,7 @@
 //! Machines that get their packages from each other, found through the DHT.
 
 use crate::harness::crowd::{Crowd, Terms, await_status};
-use crate::harness::{Client, Fault, Package, report};
+use crate::harness::{Client, Fault, Machine, Package, report};
 
 /// The third machine gets packages over 512 KiB from the two that have them while the mirror gives it nothing, and can say who
 /// gave what. A mirror that is overloaded must not keep a machine from its updates.
@@ -79,6 +79,15 @@ fn four_machines_one_copy() {
     assert!(copies <= 1.1, "{copies} copies: {from_mirror:?} of {}", crowd.plan_bytes());
 }
 
+/// Waits until a machine knows a fleet of so many, and its members have been told of everything that it may give them.
+#[track_caller]
+fn await_fleet_told(machine: &Machine, members: u64) {
+    await_status(machine, "has told its fleet", |status| {
+        let shared: u64 = status.mounts.iter().map(|mount| mount.announced + mount.available + mount.withheld).sum();
+        status.fleet_members == members && status.fleet_told >= shared
+    });
+}
+
 /// What two machines have the third gets from them alone, small packages too; then one of the two is gone, and it is the same.
 #[test]
 fn what_members_have_costs_the_mirror_nothing() {
@@ -89,11 +98,14 @@ fn what_members_have_costs_the_mirror_nothing() {
         crowd.download(machine);
     }
     crowd.mirror.forget_log();
+    [0, 1].iter().for_each(|machine| await_fleet_told(&crowd.machines[*machine], 4));
     crowd.download(2);
     assert_eq!(crowd.mirror_bytes(2), 0);
     let given = crowd.given_to(2);
     assert!(given.iter().sum::<u64>() >= crowd.plan_bytes(), "{given:?}");
     crowd.machines[0].poolfs(&["down"]).ok();
+    [1, 2].iter().for_each(|machine| await_fleet_told(&crowd.machines[*machine], 3));
+    await_status(&crowd.machines[3], "knows that one has left", |status| status.fleet_members == 3);
     crowd.download(3);
     assert_eq!(crowd.mirror_bytes(3), 0);
     await_status(&crowd.machines[3], "took it from members", |status| status.bytes.peer >= crowd.plan_bytes());

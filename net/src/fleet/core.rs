@@ -298,6 +298,11 @@ impl Core {
         self.settle(now);
     }
 
+    /// Files that are here, of which all who coordinate them were told.
+    pub fn told(&self) -> usize {
+        self.teller.told()
+    }
+
     /// Notes files that are here no more.
     pub fn gone(&mut self, digests: &[Digest]) {
         self.teller.gone(digests);

@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -124,6 +125,7 @@ struct Published {
 pub struct Fleet {
     commands: mpsc::Sender<Command>,
     published: watch::Receiver<Published>,
+    told: Arc<AtomicUsize>,
     gate: Option<Arc<Gate>>,
 }
 
@@ -174,11 +176,12 @@ impl Fleet {
         let (contacts_in, contacts) = mpsc::channel(CONTACTS_MAX);
         let task = Task::new(dht.clone(), options, netdb, contacts_in);
         let published = task.published.subscribe();
+        let told = Arc::clone(&task.told);
         let gate = task.options.key.is_some().then(|| Arc::clone(&task.gate));
         // An error means that the node ended, and with it the tap: the task sees it.
         drop(dht.tap(tap_in, task.options.key.as_ref().map(FleetKey::topic)).await);
         tokio::spawn(task.run(commands_out, tap, contacts));
-        Self { commands, published, gate }
+        Self { commands, published, told, gate }
     }
 
     /// The live members, this machine among them.
@@ -189,6 +192,11 @@ impl Fleet {
     /// How many other members there are.
     pub fn members(&self) -> usize {
         self.published.borrow().view.len().saturating_sub(1)
+    }
+
+    /// Files that are here, of which all members that coordinate them were told; 0 while others are becoming their coordinators.
+    pub fn told(&self) -> usize {
+        self.told.load(Ordering::Relaxed)
     }
 
     /// Waits until there are at least so many other members. `false`: the task ended.
@@ -255,6 +263,7 @@ struct Task {
     gate: Arc<Gate>,
     core: Core,
     published: watch::Sender<Published>,
+    told: Arc<AtomicUsize>,
     standing: watch::Sender<Standing>,
     contacts_in: mpsc::Sender<SocketAddr>,
     downloads: HashMap<Digest, mpsc::Sender<FleetDo>>,
@@ -294,6 +303,7 @@ impl Task {
         let now = Instant::now();
         Self {
             published: watch::Sender::new(publish(&core)),
+            told: Arc::default(),
             gate: Arc::clone(core.gate()),
             dht,
             options,
@@ -400,6 +410,7 @@ impl Task {
             }
         }
         self.forget_dropped();
+        self.told.store(self.core.told(), Ordering::Relaxed);
         if !Arc::ptr_eq(self.core.view(), &self.published.borrow().view) {
             self.published.send_replace(publish(&self.core));
             let members = self.core.members().len();

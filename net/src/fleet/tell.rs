@@ -48,11 +48,13 @@ pub(super) struct Teller {
     due: VecDeque<Digest>,
     outbox: BTreeMap<MemberId, Vec<Digest>>,
     look_again_at: Option<Instant>,
+    /// The members changed after the last look.
+    ranks_are_new: bool,
 }
 
 impl Teller {
     pub(super) fn new(me: MemberId) -> Self {
-        Self { me, files: HashMap::new(), due: VecDeque::new(), outbox: BTreeMap::new(), look_again_at: None }
+        Self { me, files: HashMap::new(), due: VecDeque::new(), outbox: BTreeMap::new(), look_again_at: None, ranks_are_new: false }
     }
 
     /// Whether a file is whole here.
@@ -76,8 +78,17 @@ impl Teller {
 
     /// The members changed: in a while other ones may be coordinators.
     pub(super) fn ranks_changed(&mut self, now: Instant) {
+        self.ranks_are_new = true;
         let soon = now + RANKS_DELAY;
         self.look_again_at = Some(self.look_again_at.map_or(soon, |at| at.min(soon)));
+    }
+
+    /// Files that all who coordinate them have been told of, as far as this machine knows the members.
+    pub(super) fn told(&self) -> usize {
+        if self.ranks_are_new || !self.outbox.is_empty() {
+            return 0;
+        }
+        self.files.len().saturating_sub(self.due.len())
     }
 
     /// Whether [`Self::step`] has something to do at once.
@@ -101,6 +112,7 @@ impl Teller {
             // Some were looked at with the members as they were: those have another turn.
             if self.due.is_empty() {
                 self.look_again_at = Some(now + TELL_AGAIN_AFTER / 8);
+                self.ranks_are_new = false;
                 self.due.extend(self.files.keys());
             }
         }

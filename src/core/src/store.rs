@@ -67,8 +67,8 @@ use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 /// The database's name below the state directory.
@@ -286,6 +286,17 @@ pub struct Store {
     clock: Clock,
     uses: Mutex<Uses>,
     changes: AtomicU64,
+    watcher: Watcher,
+}
+
+/// Who is called after each change of a record.
+#[derive(Default)]
+struct Watcher(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Watcher").field(&self.0.get().is_some()).finish()
+    }
 }
 
 impl Store {
@@ -302,7 +313,7 @@ impl Store {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
         made.map_err(StoreError::io("create the state directory", state_dir.display()))?;
         let db = Arc::new(Db::open(&state_dir.join(DB_NAME))?);
-        Ok(Self { db, clock, uses: Mutex::default(), changes: AtomicU64::new(0) })
+        Ok(Self { db, clock, uses: Mutex::default(), changes: AtomicU64::new(0), watcher: Watcher::default() })
     }
 
     /// The database, which the catalog shares.
@@ -323,6 +334,9 @@ impl Store {
 
     fn changed(&self) {
         self.changes.fetch_add(1, Ordering::Release);
+        if let Some(call) = self.watcher.0.get() {
+            call();
+        }
     }
 
     /// One read of the last committed state.

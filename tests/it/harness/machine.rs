@@ -130,6 +130,9 @@ pub(crate) struct Status {
     /// Live members of the fleet, this machine among them.
     #[serde(default)]
     pub(crate) fleet_members: u64,
+    /// Files that are here, of which the members that coordinate them were told.
+    #[serde(default)]
+    pub(crate) fleet_told: u64,
     #[serde(default)]
     pub(crate) uploaded: Uploaded,
     /// The DHT's node.

@@ -31,6 +31,13 @@ impl Store {
         self.changes.load(std::sync::atomic::Ordering::Acquire)
     }
 
+    /// Has `call` called after each change of a record, by whoever made it: it must be quick and must not use the store. The first
+    /// to say so is the only one.
+    pub fn on_change(&self, call: impl Fn() + Send + Sync + 'static) {
+        // Another one may look at `changes` now and then.
+        drop(self.watcher.0.set(Box::new(call)));
+    }
+
     /// All contents that are shared as one of `sharing`, each once, in the order of digests; damaged ones are left out.
     pub fn shared_as(&self, sharing: &[Sharing]) -> Result<Vec<Shared>, StoreError> {
         let mut found: Vec<Shared> = Vec::new();
