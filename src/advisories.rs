@@ -53,6 +53,8 @@ impl AdvisoryKeeper {
     /// Keeps what `config` names, with copies below `state_dir`.
     pub fn new(config: &config::Apt, state_dir: &Path, catalog: Arc<Catalog>, process: NetProcess) -> Arc<Self> {
         let (sources, unfixed, dir) = (config.advisories.clone(), config.advisories_unfixed, state_dir.join("advisories"));
+        // A large one takes its time, and nothing of what it may name is to be told before.
+        catalog.advise(Advised { files: Vec::new(), unfixed, is_pending: !sources.is_empty() });
         Arc::new(Self { sources, unfixed, dir, catalog, process, shown: Mutex::default() })
     }
 
@@ -61,8 +63,8 @@ impl AdvisoryKeeper {
         self.shown.lock().clone()
     }
 
-    /// Reads what is here; blocks for the disk. Before anything is judged.
-    pub fn read(&self) {
+    /// Reads what is here; blocks for the disk. Until it was done once, every version is withheld.
+    fn read(&self) {
         let mut shown = Vec::new();
         let mut files = Vec::new();
         for source in &self.sources {
@@ -80,7 +82,7 @@ impl AdvisoryKeeper {
             }
         }
         *self.shown.lock() = shown;
-        self.catalog.advise(Advised { files, unfixed: self.unfixed });
+        self.catalog.advise(Advised { files, unfixed: self.unfixed, is_pending: false });
     }
 
     /// Goes on for ever.
@@ -89,6 +91,7 @@ impl AdvisoryKeeper {
             return;
         }
         let mut seen = self.stamps();
+        self.read_and_judge(&refresher).await;
         loop {
             let mut problems = Vec::new();
             for (at, source) in self.sources.iter().enumerate().filter(|(_, source)| is_url(source)) {
@@ -103,14 +106,7 @@ impl AdvisoryKeeper {
             let now = self.stamps();
             if now != seen {
                 seen = now;
-                let (keeper, judge) = (Arc::clone(&self), Arc::clone(&refresher));
-                let read = tokio::task::spawn_blocking(move || {
-                    keeper.read();
-                    judge.judge();
-                });
-                if let Err(err) = read.await {
-                    tracing::error!("advisories could not be read: {err}");
-                }
+                self.read_and_judge(&refresher).await;
             }
             for (at, why) in problems {
                 if let Some(shown) = self.shown.lock().get_mut(at) {
@@ -118,6 +114,17 @@ impl AdvisoryKeeper {
                 }
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    async fn read_and_judge(self: &Arc<Self>, refresher: &Arc<Refresher>) {
+        let (keeper, judge) = (Arc::clone(self), Arc::clone(refresher));
+        let read = tokio::task::spawn_blocking(move || {
+            keeper.read();
+            judge.judge();
+        });
+        if let Err(err) = read.await {
+            tracing::error!("advisories could not be read: {err}");
         }
     }
 

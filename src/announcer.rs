@@ -7,7 +7,7 @@
 use crate::apt_names::AptNames;
 use crate::config::Announce;
 use crate::net_process::NetProcess;
-use crate::wire::{Announced, ToNet};
+use crate::wire::{Announced, Checked, ToNet};
 use anyhow::Result;
 use poolfs_core::Digest;
 use poolfs_core::store::{Shared, Sharing, Store};
@@ -41,6 +41,7 @@ pub struct Announcer {
     /// [`Store::changes`] at the last look.
     seen: Option<u64>,
     arriving: watch::Receiver<Vec<Digest>>,
+    checked: watch::Receiver<Vec<Checked>>,
     /// Which process was told.
     number: u64,
     /// What it was told.
@@ -50,8 +51,8 @@ pub struct Announcer {
 impl Announcer {
     /// Announces by `process` what `announce` says of `store`, and what is arriving there.
     pub fn new(store: Arc<Store>, process: NetProcess, names: Arc<AptNames>, announce: Announce) -> Self {
-        let arriving = process.arriving();
-        Self { store, process, names, mode: mode(announce), seen: None, arriving, number: 0, told: None }
+        let (arriving, checked) = (process.arriving(), process.checked());
+        Self { store, process, names, mode: mode(announce), seen: None, arriving, checked, number: 0, told: None }
     }
 
     /// Goes on for ever.
@@ -78,6 +79,10 @@ impl Announcer {
         if self.number != link.number {
             (self.number, self.seen, self.told) = (link.number, None, None);
         }
+        // Pieces wait for the next look: one is not worth an announce of its own, and only one mode tells of them.
+        if self.mode == AnnounceMode::Pieces && self.checked.has_changed().unwrap_or(false) {
+            self.seen = None;
+        }
         let changes = self.store.changes();
         if self.seen.replace(changes) == Some(changes) || self.mode == AnnounceMode::None {
             return Ok(());
@@ -85,23 +90,40 @@ impl Announcer {
         let (store, mode) = (Arc::clone(&self.store), self.mode);
         let names = Arc::clone(&self.names);
         let arriving: Vec<Digest> = self.arriving.borrow_and_update().iter().take(ARRIVING_MAX).copied().collect();
+        let checked = self.checked.borrow_and_update().clone();
         let (whole, arriving) = tokio::task::spawn_blocking(move || {
             // What strangers may not have when it is here is not told of before.
-            let may = |digest: &Digest| Ok(FOR_STRANGERS.contains(&names.judge(digest, 0, true)?));
-            let arriving = arriving.into_iter().filter_map(|digest| may(&digest).map(|may| may.then(|| Id(digest.file_key()))).transpose());
-            Ok::<_, anyhow::Error>((wanted(&store, mode)?, arriving.collect::<Result<Vec<Id>>>()?))
+            let may = |digest: &Digest| Ok::<_, anyhow::Error>(FOR_STRANGERS.contains(&names.judge(digest, 0, true)?));
+            let mut arriving_public = Vec::new();
+            for digest in arriving {
+                if may(&digest)? {
+                    arriving_public.push(digest);
+                }
+            }
+            Ok::<_, anyhow::Error>((wanted(&store, mode)?, arriving_public))
         })
         .await??;
-        let part = arriving.into_iter().filter(|key| !whole.contains(key)).map(|key| Announced { key: key.0, part: true });
-        let mut keys: Vec<Announced> = part.collect();
-        keys.extend(whole.iter().map(|key| Announced { key: key.0, part: false }));
-        keys.truncate(ANNOUNCE_KEYS_MAX);
+        let keys = keys(&whole, &arriving, &checked, mode);
         // One that is gone has a successor, which is told everything.
         if self.told.as_ref() != Some(&keys) && link.tell(&ToNet::Announce(keys.clone())).await.is_ok() {
             self.told = Some(keys);
         }
         Ok(())
     }
+}
+
+/// Everything to announce: parts first, whole files, and pieces of parts where these leave a place.
+fn keys(whole: &[Id], arriving: &[Digest], checked: &[Checked], mode: AnnounceMode) -> Vec<Announced> {
+    let is_part = |digest: &&Digest| !whole.contains(&Id(digest.file_key()));
+    let parts: Vec<&Digest> = arriving.iter().filter(is_part).collect();
+    let mut keys: Vec<Announced> = parts.iter().map(|digest| Announced { key: digest.file_key(), part: true }).collect();
+    keys.extend(whole.iter().map(|key| Announced { key: key.0, part: false }));
+    if mode == AnnounceMode::Pieces {
+        let pieces = checked.iter().filter(|checked| parts.contains(&&checked.file)).flat_map(|checked| &checked.pieces);
+        keys.extend(pieces.map(|piece| Announced { key: piece.piece_key(), part: true }));
+    }
+    keys.truncate(ANNOUNCE_KEYS_MAX);
+    keys
 }
 
 fn mode(announce: Announce) -> AnnounceMode {
@@ -164,5 +186,25 @@ mod tests {
         assert_eq!(wanted(&store, AnnounceMode::None).unwrap(), []);
         store.removed(Role::Archives, b"Larger").unwrap();
         assert_eq!(wanted(&store, AnnounceMode::Large).unwrap(), [large]);
+    }
+
+    /// Pieces are told of in their own mode only, of files that are told of as parts, and never instead of a file.
+    #[test]
+    fn pieces_come_last() {
+        let (part, whole) = (Digest::of(b"part"), Digest::of(b"whole"));
+        let piece = |n: u32| Digest::of(&n.to_be_bytes());
+        let of = |file: Digest, pieces: std::ops::Range<u32>| Checked { file, pieces: pieces.map(piece).collect() };
+        // The second has just become whole, the third is not for strangers.
+        let checked = [of(part, 0..2), of(whole, 2..4), of(Digest::of(b"private"), 4..6)];
+        let told = |mode, whole: &[Id]| -> Vec<([u8; 20], bool)> {
+            keys(whole, &[part, Digest::of(b"whole")], &checked, mode).iter().map(|told| (told.key, told.part)).collect()
+        };
+        let whole = [Id(whole.file_key())];
+        let files = vec![(part.file_key(), true), (whole[0].0, false)];
+        assert_eq!(told(AnnounceMode::Large, &whole), files);
+        let pieces = [0, 1].map(|n| (piece(n).piece_key(), true));
+        assert_eq!(told(AnnounceMode::Pieces, &whole), [&files[..], &pieces].concat());
+        let many: Vec<Id> = (0u32..).take(ANNOUNCE_KEYS_MAX).map(|n| Id(piece(n).file_key())).collect();
+        assert!(told(AnnounceMode::Pieces, &many).iter().all(|(key, _)| !pieces.iter().any(|(piece, _)| piece == key)));
     }
 }

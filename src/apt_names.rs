@@ -1,5 +1,6 @@
 //! The catalog as the mounts see it: with apt's configuration read anew whenever apt's lists change.
 
+use crate::config::SecurityFrom;
 use crate::errands::Errands;
 use crate::{clock, config};
 use parking_lot::Mutex;
@@ -9,6 +10,7 @@ use poolfs_core::discretion::Verdict;
 use poolfs_core::store::{Decision, Sharing, Store};
 use poolfs_fs::FsError;
 use poolfs_fs::names::{self, Names};
+use poolfs_fs::source::Audience;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -21,13 +23,21 @@ pub struct AptNames {
     store: Arc<Store>,
     /// Where apt-config is run, and what finds proxies: that may need the network.
     errands: Errands,
+    security_from: SecurityFrom,
     problems: Mutex<Vec<String>>,
 }
 
 impl AptNames {
     /// For a catalog that was configured with `apt`; `problems` are those of its configuration.
-    pub fn new(catalog: Arc<Catalog>, store: Arc<Store>, apt: config::Apt, errands: Errands, problems: Vec<String>) -> Self {
-        Self { catalog, store, apt: Mutex::new(apt), errands, problems: Mutex::new(problems) }
+    pub fn new(
+        catalog: Arc<Catalog>,
+        store: Arc<Store>,
+        apt: config::Apt,
+        security_from: SecurityFrom,
+        errands: Errands,
+        problems: Vec<String>,
+    ) -> Self {
+        Self { catalog, store, apt: Mutex::new(apt), errands, security_from, problems: Mutex::new(problems) }
     }
 
     /// Who may have the content with this digest now, and why; `before` is how it is shared.
@@ -72,6 +82,15 @@ impl Names for AptNames {
 
     fn judge(&self, digest: &Digest, size: u64, arriving: bool) -> Result<Sharing, FsError> {
         Ok(self.catalog.judging(clock::now())?.verdict(digest, size, &Before::default(), arriving)?.sharing)
+    }
+
+    fn audience(&self, digest: &Digest, size: u64, arriving: bool) -> Result<Audience, FsError> {
+        let judging = self.catalog.judging(clock::now())?;
+        // Who asks for an update has not got it yet: strangers would learn which hole is open here until it is installed.
+        if self.security_from == SecurityFrom::Fleet && judging.is_security_update(digest)? {
+            return Ok(Audience::Fleet);
+        }
+        Ok(Audience::of(judging.verdict(digest, size, &Before::default(), arriving)?.sharing))
     }
 
     fn judge_again(&self, contents: &BTreeMap<Digest, (u64, Sharing)>) -> Result<Vec<Decision>, FsError> {

@@ -92,31 +92,42 @@ impl NodeFinder {
     pub fn new(dht: Option<Dht>) -> Self {
         Self { dht }
     }
-}
 
-impl Finder for NodeFinder {
-    fn find(&self, digest: Digest, _size: u64) -> mpsc::Receiver<FoundPeer> {
+    /// Who is announced under these keys, looked up one after another: who has one piece mostly has others.
+    fn look_up(&self, keys: Vec<Id>) -> mpsc::Receiver<FoundPeer> {
         let (out, found) = mpsc::channel(FOUND_WAITING_MAX);
-        let Some(dht) = &self.dht else { return found };
+        let Some(dht) = self.dht.clone() else { return found };
         let own = dht.signing_key().verifying_key().to_bytes();
-        let mut contacts = dht.stream_peers(Id(digest.file_key()));
         tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    contact = contacts.recv() => {
-                        let Some(contact) = contact else { return };
-                        if let Some(peer) = found_peer(&contact, &own)
-                            && out.send(peer).await.is_err()
-                        {
-                            return;
+            for key in keys {
+                let mut contacts = dht.stream_peers(key);
+                loop {
+                    tokio::select! {
+                        contact = contacts.recv() => {
+                            let Some(contact) = contact else { break };
+                            if let Some(peer) = found_peer(&contact, &own)
+                                && out.send(peer).await.is_err()
+                            {
+                                return;
+                            }
                         }
+                        // Dropping the contacts ends the lookup.
+                        () = out.closed() => return,
                     }
-                    // Dropping the contacts ends the lookup.
-                    () = out.closed() => return,
                 }
             }
         });
         found
+    }
+}
+
+impl Finder for NodeFinder {
+    fn find(&self, digest: Digest, _size: u64) -> mpsc::Receiver<FoundPeer> {
+        self.look_up(vec![Id(digest.file_key())])
+    }
+
+    fn find_pieces(&self, pieces: Vec<Digest>) -> mpsc::Receiver<FoundPeer> {
+        self.look_up(pieces.iter().map(|piece| Id(piece.piece_key())).collect())
     }
 
     fn median_lookup(&self) -> Option<Duration> {
@@ -213,6 +224,7 @@ mod tests {
             spill_dir: dir.to_owned(),
             public: false,
             fleet: None,
+            convictions: None,
         };
         let source = Arc::new(NetSource::new(Swarm::new(parts).unwrap(), runtime.clone()));
         Fetcher::new(incoming, source, runtime.clone(), FetchLimits::default())

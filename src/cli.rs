@@ -76,8 +76,11 @@ pub enum Command {
         json: bool,
     },
     /// Show the peers that gave files: rate, failures, pieces, and what was proved of them
-    #[command(after_help = "Examples:\n  poolfs peers\n\nExit codes: 0 shown, 1 error")]
+    #[command(after_help = "Examples:\n  poolfs peers\n  poolfs peers --statements\n\nExit codes: 0 shown, 1 error")]
     Peers {
+        /// What this machine and others say of peers, and what came of it here
+        #[arg(long)]
+        statements: bool,
         /// Which configuration
         #[command(flatten)]
         common: Common,

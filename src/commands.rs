@@ -58,7 +58,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Watch { common, json } => watch(&load(&common)?, json),
         Command::Verify { common, repair, json } => verify(&load(&common)?, repair, json),
-        Command::Peers { common, json } => crate::peers_cmd::peers(&load(&common)?, json),
+        Command::Peers { statements: true, common, json } => crate::peers_cmd::statements(&load(&common)?, json),
+        Command::Peers { common, json, .. } => crate::peers_cmd::peers(&load(&common)?, json),
         Command::Why { file, common, json } => crate::peers_cmd::why(&load(&common)?, &file, json),
         Command::Ls { patterns, common, json } => crate::files_cmd::list(&load(&common)?, &patterns, json),
         Command::Fetch { names, common, json } => crate::files_cmd::fetch(&load(&common)?, &names, json),

@@ -203,6 +203,8 @@ pub struct Net {
     pub network: Network,
     /// Which files the DHT is told of.
     pub announce: Announce,
+    /// Who is asked for updates of security suites; absent: see [`Net::security_from`].
+    pub security_from: Option<SecurityFrom>,
     /// Bytes a second given to addresses outside of this machine's own networks, all together; 0: nothing.
     #[serde(deserialize_with = "byte_count")]
     pub upload_bytes_s: u64,
@@ -232,6 +234,14 @@ impl Net {
     /// Whether the link is to be told of this machine. On a public network, a hotel's say, only who wrote so wants that.
     pub fn discovers_on(&self, network: Network) -> bool {
         self.discovery.unwrap_or(network == Network::Private)
+    }
+
+    /// Who is asked for updates of security suites: strangers only where that was written, or where the network is private.
+    pub fn security_from(&self) -> SecurityFrom {
+        self.security_from.unwrap_or(match self.network {
+            Network::Private => SecurityFrom::All,
+            Network::Public => SecurityFrom::Fleet,
+        })
     }
 }
 
@@ -263,6 +273,16 @@ pub enum Announce {
     Pieces,
     /// None.
     None,
+}
+
+/// Who is asked for what a security suite has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecurityFrom {
+    /// The fleet and the mirror.
+    Fleet,
+    /// Everybody.
+    All,
 }
 
 /// What kind of network the peers are on.
@@ -355,6 +375,7 @@ impl Default for Net {
             discovery: None,
             network: Network::Private,
             announce: Announce::Large,
+            security_from: None,
             upload_bytes_s: 2_000_000,
             upload_slots: 8,
             quiet_hours: Vec::new(),
@@ -692,6 +713,7 @@ mod tests {
             discovery = false
             network = "private"
             announce = "pieces"
+            security_from = "fleet"
             upload_bytes_s = "1 MB"
             upload_slots = 4
             quiet_hours = ["Mon-Fri 08:00-18:00"]

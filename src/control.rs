@@ -11,6 +11,7 @@ use poolfs_core::discretion::Rule;
 use poolfs_fs::install::Install;
 use poolfs_fs::update::Update;
 use poolfs_net::node::Snapshot;
+use poolfs_net::reputation::StatementRow;
 use poolfs_net::swarm::driver::{History, PeerRow};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -31,6 +32,8 @@ pub enum Request {
     Status,
     /// One [`Reply::Peers`].
     Peers,
+    /// One [`Reply::Statements`].
+    Statements,
     /// One [`Why`].
     Why {
         /// A file below a mount, as an absolute path, or a digest.
@@ -82,6 +85,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// To [`Request::Peers`]: every peer that is remembered, most bytes first.
     Peers(Vec<PeerRow>),
+    /// To [`Request::Statements`]: what was said of peers, here and by others, the newest first.
+    Statements(Vec<StatementRow>),
     /// To [`Request::Why`].
     Why(Box<Why>),
     /// To [`Request::Port`]: who tried to reach this node, and whether it could; `None`: nobody could be asked.

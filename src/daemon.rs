@@ -235,15 +235,14 @@ fn start(config: Config, net: &Network, errands: Errands) -> Result<Arc<Daemon>>
     let catalog = Arc::new(Catalog::open(Arc::clone(store.db()), apt)?);
     let runtime = tokio::runtime::Handle::current();
     let advisories = AdvisoryKeeper::new(&config.apt, &config.store.state_dir, Arc::clone(&catalog), net.process.clone());
-    // Before anything is judged.
-    advisories.read();
     let source: Arc<dyn Source> = Arc::new(net.process.clone());
     let fetcher = Fetcher::new(Arc::clone(&incoming), Arc::clone(&source), runtime.clone(), FetchLimits::default());
     let lists_elsewhere = match prepared.mounts.iter().any(|mount| mount.spec.role == Role::Lists) {
         true => None,
         false => open_lists(lists_directory.as_deref(), &mut problems),
     };
-    let names = Arc::new(AptNames::new(Arc::clone(&catalog), Arc::clone(&store), config.apt.clone(), errands, problems));
+    let (apt, security_from) = (config.apt.clone(), config.net.security_from());
+    let names = Arc::new(AptNames::new(Arc::clone(&catalog), Arc::clone(&store), apt, security_from, errands, problems));
     let repairer = Repairer::new(Arc::clone(&names) as Arc<dyn Names>, source, runtime.clone(), RepairLimits::default());
     let parts = TreeParts {
         store: Arc::clone(&store),
@@ -627,6 +626,9 @@ impl Handler for Daemon {
                     replies.send(Reply::Status(Box::new(status))).await.context("the client went away")
                 }
                 control::Request::Peers => replies.send(Reply::Peers(self.process.peers().await?)).await.context("the client went away"),
+                control::Request::Statements => {
+                    replies.send(Reply::Statements(self.process.statements().await?)).await.context("the client went away")
+                }
                 control::Request::Why { file } => {
                     let (daemon, asked) = (Arc::clone(&self), file.clone());
                     let (mut why, digest) = tokio::task::spawn_blocking(move || daemon.why(&asked)).await.context("look the file up")??;

@@ -22,8 +22,9 @@ use poolfs_net::fleet::{Fleet, FleetOptions};
 use poolfs_net::krpc::Id;
 use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, Finding, NodeOptions, expand_listen, listen_tcp};
+use poolfs_net::told::{Tale, Watchers};
 use std::net::{Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,20 @@ enum DhtCommand {
         #[arg(long, value_name = "PATH")]
         socket: Option<PathBuf>,
         /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show everything that this machine tells others, as it goes out: keys, contacts, what is said with them, answers
+    #[command(
+        after_help = "It goes on until it is ended, or until the node ends (exit code 1). What mirrors are asked is not shown.\n\nExample:\n  poolfs dht watch"
+    )]
+    Watch {
+        /// The node's status socket [default: dht.sock beside control.socket]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// As JSON, a line for each
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -143,7 +158,7 @@ impl Join {
         } else {
             (config.net.bootstrap.iter().map(|text| text.parse()).collect::<Result<_, _>>()?, config.net.seeds.clone())
         };
-        Ok(DiscoveryConfig { bootstrap, seeds, links, name_servers: Vec::new() })
+        Ok(DiscoveryConfig { bootstrap, seeds, links, ..DiscoveryConfig::default() })
     }
 }
 
@@ -182,6 +197,9 @@ pub fn run(args: DhtArgs) -> Result<ExitCode> {
                     show::status(&status)
                 }
                 Ok(ExitCode::SUCCESS)
+            }
+            DhtCommand::Watch { socket, json, common } => {
+                watch(&socket_or_default(socket, &Config::load(common.config.as_deref())?), json).await
             }
             DhtCommand::Node { listen, join, state_dir, socket, json } => node(listen, join, state_dir, socket, json).await,
         }
@@ -251,6 +269,25 @@ async fn lookup(key: Id, join: Join, timeout: Duration, json: bool) -> Result<Ex
     Ok(found(!contacts.is_empty()))
 }
 
+async fn watch(socket: &Path, json: bool) -> Result<ExitCode> {
+    let ready = || {
+        if json {
+            return crate::show::json(&serde_json::json!({ "watching": socket }));
+        }
+        crate::show::line("watching");
+        Ok(())
+    };
+    let each = |tale: Tale| {
+        if json {
+            return crate::show::json(&show::tale(&tale));
+        }
+        crate::show::line(&show::tale_line(&tale));
+        Ok(())
+    };
+    status::follow(socket, ready, each).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn found(is: bool) -> ExitCode {
     if is { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NOTHING) }
 }
@@ -269,6 +306,18 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     let dht = Dht::start(options, Some(Arc::clone(&netdb))).await?;
     let fleet = join_fleet(&dht, netdb, &config.fleet).await?;
     let status = status::Server::bind(socket)?;
+    let (asked, fleet, watchers) = (dht.clone(), fleet.map(Arc::new), Arc::new(Watchers::new(dht.told())));
+    let status_of = move || {
+        let (dht, fleet) = (asked.clone(), fleet.clone());
+        async move {
+            let fleet_members = fleet.map_or(0, |fleet| fleet.members() + 1);
+            anyhow::Ok(Some(status::Status { node: dht.status().await?, fleet_members }))
+        }
+    };
+    let told = move |watcher| {
+        let watchers = Arc::clone(&watchers);
+        async move { anyhow::Ok(watchers.next(watcher).await?) }
+    };
     let bound: Vec<SocketAddr> = Family::ALL.into_iter().filter_map(|family| dht.local(family)).collect();
     // On a public network a node counts only after another one could open a TCP connection to its port.
     let mut doors = JoinSet::new();
@@ -286,10 +335,7 @@ async fn node(listen: Vec<SocketAddr>, join: Join, state_dir: Option<PathBuf>, s
     tokio::select! {
         _ = stop.recv() => {}
         _ = interrupt.recv() => {}
-        failed = status.run(|| async {
-            let fleet_members = fleet.as_ref().map_or(0, |fleet| fleet.members() + 1);
-            Ok(Some(status::Status { node: dht.status().await?, fleet_members }))
-        }) => failed?,
+        failed = status.run(status_of, told) => failed?,
     }
     dht.shutdown().await;
     Ok(ExitCode::SUCCESS)

@@ -17,8 +17,10 @@ use poolfs_core::Digest;
 use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Source, Want};
 use poolfs_net::mirror::{Mirror, MirrorLimits};
 use poolfs_net::peer::PeerServer;
+use poolfs_net::reputation::Reputation;
 use poolfs_net::swarm::FileShape;
 use poolfs_net::swarm::driver::Swarm;
+use poolfs_net::told::Watchers;
 use shelf::WireShelf;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -106,6 +108,10 @@ struct Served {
     side: NetSide,
     mirror: Arc<Mirror>,
     swarm: Arc<Swarm>,
+    /// What is said of peers; `None` where there is no node.
+    reputation: Option<Reputation>,
+    /// Who watches what is told to others.
+    watchers: Arc<Watchers>,
     source: NetSource,
     /// What gives files to peers; `None` where it could not be started.
     server: Option<Arc<PeerServer>>,
@@ -121,8 +127,12 @@ impl Served {
         let mirror = Arc::new(Mirror::new(mirror_limits(&setup.mirror)));
         let swarm = side.swarm(Arc::clone(&mirror), &setup)?;
         let source = NetSource::new(Arc::clone(&swarm), tokio::runtime::Handle::current());
-        let server = side.serve(Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>, &setup.net).map(Arc::new);
-        Ok(Self { side, mirror, swarm, source, server, shelf, outlet, wanted: HashMap::new(), wants: JoinSet::new() })
+        let shown = Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>;
+        let reputation = side.reputation(&swarm, &shown, &setup);
+        let server = side.serve(shown, &setup.net).map(Arc::new);
+        let told = side.node().map(|node| node.dht.told()).unwrap_or_default();
+        let watchers = Arc::new(Watchers::new(told));
+        Ok(Self { reputation, watchers, side, mirror, swarm, source, server, shelf, outlet, wanted: HashMap::new(), wants: JoinSet::new() })
     }
 
     /// Does what a message says. Never waits for a stranger.
@@ -210,6 +220,20 @@ impl Served {
                         None => None,
                     };
                     answer(&outlet, id, Answer::Port(seen), Vec::new()).await;
+                });
+            }
+            Question::Statements => {
+                let reputation = self.reputation.clone();
+                tokio::spawn(async move {
+                    let rows = reputation.as_ref().map(Reputation::rows).unwrap_or_default();
+                    answer(&outlet, id, Answer::Statements(rows), Vec::new()).await;
+                });
+            }
+            Question::Told { watcher } => {
+                let watchers = Arc::clone(&self.watchers);
+                tokio::spawn(async move {
+                    let told = watchers.next(watcher).await.map_err(|missed| missed.to_string());
+                    answer(&outlet, id, Answer::Told(told), Vec::new()).await;
                 });
             }
             Question::Why(digest) => drop(tokio::spawn(async move { answer(&outlet, id, why(&swarm, &digest), Vec::new()).await })),

@@ -14,13 +14,15 @@ pub use link::{Gone, Link, Parts, ShelfBox};
 
 use crate::errands::Errands;
 use crate::logging;
-use crate::wire::{self, Answer, FromNet, Memory, NetStatus, Question, Setup, Socket, ToNet, WireError, plain_text};
+use crate::wire::{self, Answer, Checked, FromNet, Memory, NetStatus, Question, Setup, Socket, ToNet, WireError, plain_text};
 use anyhow::{Context as _, Result, anyhow};
 use parking_lot::Mutex;
 use poolfs_core::Digest;
 use poolfs_fs::source::{Delivery, Source, SourceError, Verdict, Want};
 use poolfs_net::peer::Shelf;
+use poolfs_net::reputation::StatementRow;
 use poolfs_net::swarm::driver::{History, PeerRow};
+use poolfs_net::told::Tale;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -146,7 +148,8 @@ impl NetProcess {
     pub fn start(setup: Setup, errands: Errands) -> Self {
         let (phase, seen) = watch::channel(Phase::Starting);
         let (stop, stopped) = mpsc::channel(1);
-        let parts = Parts { shelf: std::sync::OnceLock::new(), arriving: watch::Sender::new(Vec::new()) };
+        let parts =
+            Parts { shelf: std::sync::OnceLock::new(), arriving: watch::Sender::new(Vec::new()), checked: watch::Sender::new(Vec::new()) };
         let log = Mutex::new(setup.log.clone());
         let inner = Arc::new(Inner {
             runtime: Handle::current(),
@@ -200,6 +203,11 @@ impl NetProcess {
         self.inner.parts.arriving.subscribe()
     }
 
+    /// What is here of them, as it changes.
+    pub fn checked(&self) -> watch::Receiver<Vec<Checked>> {
+        self.inner.parts.checked.subscribe()
+    }
+
     /// How it is, with what is wrong.
     pub async fn status(&self) -> NetStatus {
         let mut problems: Vec<String> = self.inner.fault.lock().iter().filter(|fault| fault.is_shown()).map(Fault::line).collect();
@@ -232,6 +240,23 @@ impl NetProcess {
         match self.ask(Question::Peers).await? {
             (Answer::Peers(rows), _) => Ok(rows),
             _ => Err(anyhow!("the network process gave another answer than its peers")),
+        }
+    }
+
+    /// What was said of peers, here and by others, the newest first.
+    pub async fn statements(&self) -> Result<Vec<StatementRow>> {
+        match self.ask(Question::Statements).await? {
+            (Answer::Statements(rows), _) => Ok(rows.into_iter().map(plain_row).collect()),
+            _ => Err(anyhow!("the network process gave another answer than what is said of peers")),
+        }
+    }
+
+    /// What it told others since the same watcher asked last; nothing at its first time.
+    pub async fn told(&self, watcher: u64) -> Result<Vec<Tale>> {
+        match self.ask(Question::Told { watcher }).await? {
+            (Answer::Told(Ok(tales)), _) => Ok(tales),
+            (Answer::Told(Err(why)), _) => Err(anyhow!("{}", plain_text(&why))),
+            _ => Err(anyhow!("the network process gave another answer than what it told")),
         }
     }
 
@@ -326,6 +351,17 @@ impl NetProcess {
     }
 }
 
+/// A row whose texts can be printed.
+fn plain_row(row: StatementRow) -> StatementRow {
+    StatementRow {
+        subject: plain_text(&row.subject),
+        speaker: plain_text(&row.speaker),
+        kind: plain_text(&row.kind),
+        digest: row.digest.as_deref().map(plain_text),
+        ..row
+    }
+}
+
 impl Source for NetProcess {
     fn want(&self, want: Want, incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery> {
         let (out, deliveries) = mpsc::channel(1);
@@ -372,6 +408,7 @@ impl Keeper {
             self.number += 1;
             let end = self.once(&inner).await;
             inner.parts.arriving.send_replace(Vec::new());
+            inner.parts.checked.send_replace(Vec::new());
             let why = match end {
                 End::Stopped(told) => {
                     self.phase.send_replace(Phase::Down);
@@ -500,7 +537,7 @@ impl Keeper {
                         }
                         FromNet::Refused(why) if !started => return Err(WireError::Refused(why)),
                         // Its server may run before the rest.
-                        message if started || matches!(message, FromNet::Find { .. } | FromNet::Arriving(_)) => {
+                        message if started || matches!(message, FromNet::Find { .. } | FromNet::Arriving(_) | FromNet::Checked(_)) => {
                             link.take(message, fds, &inner.parts)?;
                         }
                         _ => return Err(WireError::garbage("it does not say first that it has started")),

@@ -4,11 +4,11 @@
 
 use crate::bridge::NodeFinder;
 use crate::config;
-use crate::wire::{Announced, FromNet, Outlet, Setup};
+use crate::wire::{Announced, Checked, FromNet, Outlet, Setup};
 use anyhow::Result;
 use parking_lot::Mutex;
 use poolfs_core::Digest;
-use poolfs_net::dht::{AnnounceKey, Family};
+use poolfs_net::dht::{AnnounceKey, Family, PIECE_KEYS_PER_FILE_MAX};
 use poolfs_net::discovery::{DiscoveryConfig, Links};
 use poolfs_net::fleet::auth::FleetKey;
 use poolfs_net::fleet::{Fleet, FleetOptions};
@@ -16,14 +16,15 @@ use poolfs_net::krpc::{FLAG_PARTIAL, FLAG_REACHABLE, Id, Pv};
 use poolfs_net::mirror::Mirror;
 use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, NodeOptions, expand_listen};
-use poolfs_net::peer::{ClientLimits, Near, NoFacts, Partials, PeerClient, PeerServer, ServerLimits, ServerParts, Shelf};
+use poolfs_net::peer::{ClientLimits, Near, Partials, PeerClient, PeerServer, ServerLimits, ServerParts, Shelf};
+use poolfs_net::reputation::{Conviction, KeptProofs, NodeFacts, Reputation, ReputationParts, ShelfTruth};
 use poolfs_net::swarm::driver::{Swarm, SwarmParts};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 /// How long the end waits for the routing tables to be saved.
@@ -39,27 +40,56 @@ pub struct NetNode {
 }
 
 /// Files that are arriving and are announced with the partial flag; more are not told of.
-const ARRIVING_MAX: usize = 64;
+pub const ARRIVING_MAX: usize = 64;
+
+/// Shortest time between two messages of what pieces of them are here.
+const CHECKED_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What was proved and waits to be spoken of; more is not told.
+const CONVICTIONS_MAX: usize = 64;
 
 /// The files that are arriving and that peers may know of.
 #[derive(Debug, Default)]
 pub struct Arriving {
-    digests: Mutex<BTreeSet<Digest>>,
+    /// Each with its pieces that are here and that its signed list bears out, as far as they are told of.
+    files: Mutex<BTreeMap<Digest, Vec<Digest>>>,
     changed: Notify,
+    checked: Notify,
 }
 
 impl poolfs_net::swarm::driver::Announcer for Arriving {
     fn begun(&self, digest: Digest, _size: u64) {
-        let mut digests = self.digests.lock();
-        if digests.len() < ARRIVING_MAX {
-            digests.insert(digest);
+        let mut files = self.files.lock();
+        if files.len() < ARRIVING_MAX {
+            files.insert(digest, Vec::new());
             self.changed.notify_one();
         }
     }
 
+    fn checked(&self, digest: Digest, pieces: &[Digest]) {
+        if let Some(known) = self.files.lock().get_mut(&digest) {
+            for piece in pieces {
+                if known.len() < PIECE_KEYS_PER_FILE_MAX && !known.contains(piece) {
+                    known.push(*piece);
+                    self.checked.notify_one();
+                }
+            }
+        }
+    }
+
+    fn unchecked(&self, digest: Digest) {
+        if let Some(known) = self.files.lock().get_mut(&digest).filter(|known| !known.is_empty()) {
+            known.clear();
+            self.checked.notify_one();
+        }
+    }
+
     fn ended(&self, digest: Digest) {
-        if self.digests.lock().remove(&digest) {
+        if let Some(pieces) = self.files.lock().remove(&digest) {
             self.changed.notify_one();
+            if !pieces.is_empty() {
+                self.checked.notify_one();
+            }
         }
     }
 }
@@ -69,8 +99,24 @@ impl Arriving {
     async fn tell(self: Arc<Self>, outlet: Outlet) {
         loop {
             self.changed.notified().await;
-            let digests = self.digests.lock().iter().copied().collect();
+            let digests = self.files.lock().keys().copied().collect();
             if outlet.send(&FromNet::Arriving(digests), Vec::new()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Tells of pieces, a second's together, until the wire is closed.
+    async fn tell_pieces(self: Arc<Self>, outlet: Outlet) {
+        loop {
+            self.checked.notified().await;
+            tokio::time::sleep(CHECKED_INTERVAL).await;
+            let checked: Vec<Checked> = {
+                let files = self.files.lock();
+                let some = files.iter().filter(|(_, pieces)| !pieces.is_empty());
+                some.map(|(file, pieces)| Checked { file: *file, pieces: pieces.clone() }).collect()
+            };
+            if outlet.send(&FromNet::Checked(checked), Vec::new()).await.is_err() {
                 return;
             }
         }
@@ -91,6 +137,8 @@ pub struct NetSide {
     arriving: Arc<Arriving>,
     /// A node on a public network announces only after somebody dialled it.
     flags: u64,
+    /// What downloads prove of others, to who speaks of it.
+    convictions: (mpsc::Sender<Conviction>, Option<mpsc::Receiver<Conviction>>),
     tasks: JoinSet<()>,
 }
 
@@ -109,9 +157,14 @@ impl NetSide {
             partials: Arc::default(),
             arriving: Arc::default(),
             flags,
+            convictions: {
+                let (tell, told) = mpsc::channel(CONVICTIONS_MAX);
+                (tell, Some(told))
+            },
             tasks: JoinSet::new(),
         };
-        side.tasks.spawn(Arc::clone(&side.arriving).tell(outlet));
+        side.tasks.spawn(Arc::clone(&side.arriving).tell(outlet.clone()));
+        side.tasks.spawn(Arc::clone(&side.arriving).tell_pieces(outlet));
         let node = match start_node(setup).await {
             Ok((node, port)) => {
                 side.port = port;
@@ -160,7 +213,7 @@ impl NetSide {
     pub fn swarm(&self, mirror: Arc<Mirror>, setup: &Setup) -> Result<Arc<Swarm>> {
         let parts = SwarmParts {
             mirror,
-            client: client(&setup.net),
+            client: self.client(&setup.net),
             finder: Arc::new(NodeFinder::new(self.node.as_ref().map(|node| node.dht.clone()))),
             announcer: Arc::clone(&self.arriving) as Arc<dyn poolfs_net::swarm::driver::Announcer>,
             partials: Arc::clone(&self.partials),
@@ -168,13 +221,47 @@ impl NetSide {
             spill_dir: setup.dir.clone(),
             public: setup.net.network == config::Network::Public,
             fleet: self.fleet.clone(),
+            convictions: Some(self.convictions.0.clone()),
         };
         Ok(Swarm::new(parts)?)
     }
 
+    /// The client of peers, which says what it asks for.
+    fn client(&self, config: &config::Net) -> PeerClient {
+        let told = self.node.as_ref().map(|node| node.dht.told()).unwrap_or_default();
+        client(config).telling(told)
+    }
+
+    /// Says what was proved of others, and hears what is said of them, with the files of `shelf` as the truth. `None` where there is no node.
+    pub fn reputation(&mut self, swarm: &Arc<Swarm>, shelf: &Arc<dyn Shelf>, setup: &Setup) -> Option<Reputation> {
+        let NetNode { dht, netdb } = self.node.clone()?;
+        let parts = ReputationParts {
+            dht,
+            netdb,
+            client: self.client(&setup.net),
+            swarm: Arc::clone(swarm),
+            truth: Arc::new(ShelfTruth(Arc::clone(shelf))),
+            shelf: Arc::clone(shelf),
+            fleet: self.fleet.clone(),
+            telling: setup.telling,
+            convictions: self.convictions.1.take()?,
+        };
+        match Reputation::open(parts) {
+            Ok((reputation, task)) => {
+                self.tasks.spawn(task);
+                Some(reputation)
+            }
+            Err(err) => {
+                self.problem(format!("what is said of peers is not heard: {err}"));
+                None
+            }
+        }
+    }
+
     /// Gives what is on `shelf` to peers, on the addresses of the node; `None` where there is no node, or no port for it.
     pub fn serve(&mut self, shelf: Arc<dyn Shelf>, config: &config::Net) -> Option<PeerServer> {
-        let dht = self.node.as_ref()?.dht.clone();
+        let NetNode { dht, netdb } = self.node.clone()?;
+        let proofs = Some(KeptProofs::new(netdb, Arc::clone(&shelf)));
         let limits = ServerLimits { upload_bytes_s: config.upload_bytes_s, slots: config.upload_slots, ..ServerLimits::default() };
         let parts = ServerParts {
             listen: Family::ALL.into_iter().filter_map(|family| dht.local(family)).collect(),
@@ -182,13 +269,14 @@ impl NetSide {
             near: near(config),
             shelf,
             partials: Arc::clone(&self.partials),
-            facts: Arc::new(NoFacts { reachable: config.network == config::Network::Public }),
+            facts: Arc::new(NodeFacts { reachable: config.network == config::Network::Public, proofs }),
             auth: self.fleet.as_ref().and_then(Fleet::auth),
             key: dht.keys(),
         };
+        let told = dht.told();
         // From here it is the server's.
         drop(self.port.take());
-        match PeerServer::start(parts) {
+        match PeerServer::start_telling(parts, told) {
             Ok(server) => Some(server),
             Err(err) => {
                 self.problem(format!("nothing is given to peers: {err}; then `poolfs down` and `poolfs up`"));
@@ -256,7 +344,7 @@ async fn start_node_at(setup: &Setup, listen: SocketAddr) -> Result<NetNode> {
     let net = &setup.net;
     let bootstrap = net.bootstrap.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     let links = net.discovers_on(net.network).then(Links::default);
-    let discovery = DiscoveryConfig { bootstrap, seeds: net.seeds.clone(), links, name_servers: Vec::new() };
+    let discovery = DiscoveryConfig { bootstrap, seeds: net.seeds.clone(), links, ..DiscoveryConfig::default() };
     let within = net.lan_only.then(|| Arc::new(near(net)));
     let options = NodeOptions { discovery, within, ..NodeOptions::new(expand_listen(listen), net.network.into()) };
     let dht = Dht::start(options, Some(Arc::clone(&netdb))).await?;

@@ -6,6 +6,8 @@ use crate::show;
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanBytes, HumanDuration};
 use poolfs_core::Digest;
+use poolfs_net::reputation::StatementRow;
+use poolfs_net::reputation::ledger::Standing;
 use poolfs_net::swarm::driver::PeerRow;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -26,6 +28,40 @@ pub fn peers(config: &Config, json: bool) -> Result<ExitCode> {
         rows.iter().for_each(|row| show::line(&peer_line(row)));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lists what is said of peers.
+pub fn statements(config: &Config, json: bool) -> Result<ExitCode> {
+    let Some(Reply::Statements(rows)) = Call::start(&config.control.socket, &Request::Statements)?.next()? else {
+        bail!("the daemon gave another answer than the statements: is it of another version?")
+    };
+    if json {
+        show::json(&rows)?;
+    } else if rows.is_empty() {
+        show::line("nothing was proved of a peer here, and nothing was heard of one that has given something");
+    } else {
+        show::line("of (key)          by                says         file              age         what it came to here");
+        rows.iter().for_each(|row| show::line(&statement_line(row)));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn statement_line(row: &StatementRow) -> String {
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let standing = match row.standing {
+        Standing::Own => "proved and said by this machine",
+        Standing::Proved => "its proof was checked with a file here: the peer is unknown again",
+        Standing::Fleet => "said by a member of the fleet: the peer is unknown again",
+        Standing::NoCopy => "no weight: the file that would tell is not here",
+        Standing::Wrong => "no weight: its proof proves nothing",
+        Standing::Unavailable => "no weight: nobody gives its proof",
+        Standing::Unproved => "no weight: of a stranger, and without a proof",
+    };
+    let short = |text: &str| text.chars().take(16).collect::<String>();
+    let age = HumanDuration(Duration::from_secs(now_s.saturating_sub(row.time_s))).to_string();
+    let by = if row.standing == Standing::Own { "this machine".to_owned() } else { short(&row.speaker) };
+    let file = row.digest.as_deref().map_or_else(|| "-".to_owned(), short);
+    format!("{:<16}  {by:<16}  {:<11}  {file:<16}  {age:<10}  {standing}", short(&row.subject), row.kind)
 }
 
 fn peer_line(row: &PeerRow) -> String {

@@ -22,7 +22,7 @@ mod message;
 mod packet;
 
 pub use message::{
-    Announced, Answer, Arrived, DIGESTS_MAX, Delivered, FINDS_MAX, FleetSetup, FromNet, NetStatus, Question, Setup, ToNet, is_giver,
-    plain_text, read_sums, sums_bytes,
+    Announced, Answer, Arrived, Checked, DIGESTS_MAX, Delivered, FINDS_MAX, FleetSetup, FromNet, NetStatus, Question, Setup, ToNet,
+    is_giver, plain_text, read_sums, sums_bytes,
 };
 pub use packet::{Memory, Outlet, Socket, WireError, first, last, pair, seal};

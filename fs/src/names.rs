@@ -1,6 +1,7 @@
 //! What apt's lists say exists, as the trees see it.
 
 use crate::errno::FsError;
+use crate::source::Audience;
 use poolfs_core::Digest;
 use poolfs_core::catalog::{ArrivalError, Catalog, Entry, Vanished};
 use poolfs_core::discretion::Rule;
@@ -26,6 +27,12 @@ pub trait Names: Send + Sync + 'static {
             Some(false) if size > SMALL_FILE_BYTES_MAX => Sharing::Announced,
             Some(false) => Sharing::Available,
         })
+    }
+
+    /// Who may know that the file with this digest is wanted, and may have what is here of it while it arrives: nobody who may not have it
+    /// afterwards.
+    fn audience(&self, digest: &Digest, size: u64, arriving: bool) -> Result<Audience, FsError> {
+        Ok(Audience::of(self.judge(digest, size, arriving)?))
     }
 
     /// Decides again of every content, each with its size in bytes and how it is shared now. What is missing in the answer stays

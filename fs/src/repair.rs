@@ -4,6 +4,7 @@
 //! file keeps its size, inode and modification time: its record stays true, apt sees no change. One piece is asked for once
 //! at a time, however many readers and files wait for it. Every wait ends ([`RepairLimits`]).
 
+use crate::errno::FsError;
 use crate::fetch::read_sealed;
 use crate::names::Names;
 use crate::source::{Audience, Delivery, Purpose, Source, SourceError, Verdict, Want};
@@ -191,14 +192,15 @@ impl Inner {
     async fn ask(self: &Arc<Self>, digest: Digest, size: u64, index: u32, expected: Digest) -> Found {
         let _turn = self.turns.acquire().await.map_err(|_| RepairError::Stopped { digest })?;
         let names = Arc::clone(&self.names);
-        let entry = self.runtime.spawn_blocking(move || names.by_digest(&digest)).await;
-        let entry = entry.map_err(|_| RepairError::Stopped { digest })?;
-        let entry = entry.map_err(|err| RepairError::Catalog { digest, why: err.to_string() })?;
+        let looked_up =
+            self.runtime.spawn_blocking(move || Ok((names.by_digest(&digest)?, Audience::of(names.judge(&digest, size, true)?))));
+        let looked_up: Result<_, FsError> = looked_up.await.map_err(|_| RepairError::Stopped { digest })?;
+        let (entry, audience) = looked_up.map_err(|err| RepairError::Catalog { digest, why: err.to_string() })?;
         // Without an entry nobody says whether the file is private, and then peers must not be asked.
         let Some(entry) = entry.filter(|entry| entry.size == size && !(entry.private && entry.urls.is_empty())) else {
             return Err(RepairError::Unlisted { digest });
         };
-        let want = Want { digest, size, urls: entry.urls, missing: vec![index], purpose: Purpose::Repair, audience: Audience::Everybody };
+        let want = Want { digest, size, urls: entry.urls, missing: vec![index], purpose: Purpose::Repair, audience };
         for attempt in 1..=ATTEMPTS_MAX {
             let bytes = match self.attempt(want.clone(), index).await {
                 // The network side went away; it is started again.

@@ -8,6 +8,7 @@
 
 use poolfs_core::Digest;
 pub use poolfs_core::catalog::MirrorUrl;
+use poolfs_core::store::Sharing;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use tokio::sync::mpsc;
@@ -39,6 +40,16 @@ pub enum Audience {
     Everybody,
     /// To members of this machine's fleet, where it is of one; strangers are not even asked for it.
     Fleet,
+}
+
+impl Audience {
+    /// The audience of a file that is shared so.
+    pub fn of(sharing: Sharing) -> Self {
+        match sharing {
+            Sharing::Announced | Sharing::Available => Self::Everybody,
+            Sharing::Withheld | Sharing::LocalOnly => Self::Fleet,
+        }
+    }
 }
 
 /// Who waits for a [`Want`].

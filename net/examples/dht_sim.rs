@@ -1,15 +1,16 @@
 //! Figures of the DHT under a virtual clock: lookups with dead entries, loss and churn; cycles of announces; memory.
 //!
-//! `dht_sim [--quick | --full] [--goal | --churn | --announce | --huge | --matrix N | --upkeep] [--seed N] [--concurrency N] [--json]`:
-//! --goal the two lines that the design sets a goal for, --churn those with hosts that come and go, --announce the announces with where
-//! their datagrams went, --huge the line of 100,000 nodes alone, --matrix every combination of dead entries, loss and schedule among N
-//! nodes, --upkeep what one node with 600 keys sends and receives in four hours. --json: an object for each line instead of a table.
+//! `dht_sim [--quick | --full] [--goal | --churn | --announce | --huge | --matrix N | --upkeep | --parts] [--seed N] [--concurrency N]
+//! [--json]`: --goal the two lines that the design sets a goal for, --churn those with hosts that come and go, --announce the announces
+//! with where their datagrams went, --huge the line of 100,000 nodes alone, --matrix every combination of dead entries, loss and schedule
+//! among N nodes, --upkeep what one node with 600 keys sends and receives in four hours, --parts how holders of parts of a file are found
+//! by the file's key and by those of pieces. --json: an object for each line instead of a table, but for --parts.
 //! Built with `--release`; one line for each run, nothing else on standard output.
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
 use poolfs_net::dht::{AnnounceKey, Schedule};
 use poolfs_net::krpc::{FLAG_REACHABLE, Id, Pv};
-use poolfs_net::sim::runs::{AnnounceResult, HEADER_BYTES, LookupRun, announce_cycle, lookups, percentile};
+use poolfs_net::sim::runs::{AnnounceResult, HEADER_BYTES, LookupRun, announce_cycle, lookups, parts, percentile};
 use poolfs_net::sim::{Link, Sim};
 use rand::RngExt as _;
 use std::time::{Duration, Instant};
@@ -27,6 +28,10 @@ fn main() {
     let json = has("--json");
     if has("--upkeep") {
         return [1_000, 10_000].into_iter().filter(|nodes| *nodes == 1_000 || !has("--quick")).for_each(|nodes| upkeep(nodes, seed, json));
+    }
+    if has("--parts") {
+        println!("seed {seed}");
+        return parts_lines(seed);
     }
     if !json {
         println!("seed {seed}");
@@ -286,6 +291,37 @@ fn announce_line(nodes: u32, keys: u32, dead: f64, loss: f64, result: &AnnounceR
         result.queries_per_key,
         result.held_by_closest,
     );
+}
+
+/// Sixteen machines that have parts of one file, told of by the file's key with the partial flag or by 64 keys of pieces.
+fn parts_lines(seed: u64) {
+    println!(
+        "{:>7} {:>16} | {:>12} {:>9} | {:>12} {:>9} {:>9} {:>8} | {:>5}",
+        "nodes", "told by", "holder dgrams", "kB", "seeker dgrams", "kB", "first ms", "all ms", "found"
+    );
+    for nodes in [100, 1_000, 10_000] {
+        let schedule = Schedule::Adapted;
+        let concurrency = poolfs_net::dht::CONCURRENCY;
+        let run = LookupRun { nodes, dead: 0.3, loss: 0.05, schedule, lookups: 1, concurrency, session_median: None, seed };
+        for (told, pieces, sought) in [("file", 0, 1), ("pieces, 1 sought", 64, 1), ("pieces, 8 sought", 64, 8)] {
+            let result = parts(&run, 16, pieces, sought);
+            println!(
+                "{nodes:>7} {told:>16} | {:>12.0} {:>9.1} | {:>12} {:>9.1} {:>9} {:>8} | {:>5}",
+                result.told_datagrams,
+                result.told_bytes / 1e3,
+                result.sought_datagrams,
+                kilobytes(result.sought_bytes),
+                result.first.map_or("-".to_owned(), |first| first.as_millis().to_string()),
+                result.took.as_millis(),
+                result.found,
+            );
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "for people")]
+fn kilobytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e3
 }
 
 /// The most memory that this process ever had, from the kernel; 0 where it does not say.

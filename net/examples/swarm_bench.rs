@@ -137,6 +137,10 @@ impl Finder for Known {
         told
     }
 
+    fn find_pieces(&self, _pieces: Vec<Digest>) -> mpsc::Receiver<FoundPeer> {
+        mpsc::channel(1).1
+    }
+
     fn median_lookup(&self) -> Option<Duration> {
         None
     }
@@ -144,6 +148,8 @@ impl Finder for Known {
 
 impl Announcer for Known {
     fn begun(&self, _digest: Digest, _size: u64) {}
+    fn checked(&self, _digest: Digest, _pieces: &[Digest]) {}
+    fn unchecked(&self, _digest: Digest) {}
     fn ended(&self, _digest: Digest) {}
 }
 
@@ -160,6 +166,7 @@ fn machine(dir: &Path, contacts: Vec<SocketAddr>) -> Arc<Swarm> {
         spill_dir: dir.to_owned(),
         public: false,
         fleet: None,
+        convictions: None,
     };
     Swarm::new(parts).unwrap()
 }

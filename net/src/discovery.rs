@@ -29,6 +29,7 @@ pub use multicast::{GROUP_PORT, Links};
 pub use seeds::{SeedError, Seeds};
 pub use shell::{Standing, run};
 
+use crate::told::Told;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use std::collections::HashMap;
 use std::fmt;
@@ -143,6 +144,8 @@ pub struct DiscoveryConfig {
     pub links: Option<Links>,
     /// Name servers for the seeds instead of the system's.
     pub name_servers: Vec<SocketAddr>,
+    /// Where it is said what goes out.
+    pub told: Told,
 }
 
 /// What [`run`] has to do for [`Discovery`].

@@ -16,8 +16,10 @@ pub mod mirror;
 pub mod netdb;
 pub mod node;
 pub mod peer;
+pub mod reputation;
 #[cfg(any(test, feature = "testnet"))]
 pub mod sim;
 pub mod swarm;
 #[cfg(any(test, feature = "testnet"))]
 pub mod testnet;
+pub mod told;

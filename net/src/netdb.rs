@@ -32,7 +32,8 @@ pub const SAVED_MEMBERS_MAX: usize = 512;
 const MACHINE_ID: &str = "/etc/machine-id";
 
 /// Each migration brings the schema from version `index` to `index + 1`. Never edit one that was released: add another.
-const MIGRATIONS: &[&str] = &[include_str!("netdb/0001.sql"), include_str!("netdb/0002.sql"), include_str!("netdb/0003.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("netdb/0001.sql"), include_str!("netdb/0002.sql"), include_str!("netdb/0003.sql"), include_str!("netdb/0004.sql")];
 
 /// Why the network side's database cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -20,6 +20,7 @@ use crate::discovery::{DiscoveryConfig, HostPort, Origin, SeedError, Seeds, Stan
 use crate::krpc::{Id, NodeInfo};
 use crate::netdb::{NetDb, NetDbError};
 use crate::peer::Near;
+use crate::told::Told;
 use driver::{Command, Driver};
 use ed25519_dalek::SigningKey;
 use std::io;
@@ -40,6 +41,9 @@ const DIALS_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Findings of one lookup that wait for its reader; past that, later contacts are left out.
 const FINDINGS_MAX: usize = 64;
+
+/// Keys announced beside those of files.
+pub const BESIDE_MAX: usize = 64;
 
 /// What a node is to be.
 #[derive(Debug, Clone)]
@@ -207,6 +211,7 @@ pub struct Dht {
     standing: watch::Receiver<Standing>,
     median: watch::Receiver<Option<Duration>>,
     numbers: Arc<AtomicU64>,
+    told: Told,
 }
 
 impl Dht {
@@ -225,8 +230,8 @@ impl Dht {
         let (commands, commands_out) = mpsc::channel(COMMANDS_MAX);
         let events = broadcast::Sender::new(EVENTS_MAX);
         let driver = Driver::new(options, sockets, netdb, commands_out, events.clone()).await?;
-        let (key, standing, median) = (driver.key(), driver.standing(), driver.median());
-        Ok((Self { commands, events, local, key, standing, median, numbers: Arc::default() }, driver))
+        let (key, standing, median, told) = (driver.key(), driver.standing(), driver.median(), driver.told());
+        Ok((Self { commands, events, local, key, standing, median, numbers: Arc::default(), told }, driver))
     }
 
     /// The address bound in a family.
@@ -247,6 +252,11 @@ impl Dht {
     /// What happens in the node beside the answers to commands.
     pub fn events(&self) -> broadcast::Receiver<dht::Event> {
         self.events.subscribe()
+    }
+
+    /// Where it is said what this node tells others.
+    pub fn told(&self) -> Told {
+        self.told.clone()
     }
 
     /// Waits until at least `count` nodes of both families together are in the routing tables.
@@ -351,6 +361,11 @@ impl Dht {
     /// Replaces the keys that are announced, and kept announced; what falls away is withdrawn.
     pub async fn set_announces(&self, keys: Vec<AnnounceKey>) -> Result<(), NodeError> {
         self.send(Command::SetAnnounces(keys)).await
+    }
+
+    /// Replaces the keys that are announced beside those of [`Self::set_announces`], with nothing said of them: at most [`BESIDE_MAX`].
+    pub async fn announce_beside(&self, keys: Vec<Id>) -> Result<(), NodeError> {
+        self.send(Command::AnnounceBeside(keys)).await
     }
 
     /// Sends a datagram of another protocol on the node's port: where there is a [`Self::tap`] as often as its owner's own rates

@@ -113,6 +113,11 @@ pub const SECTIONS: &[Section] = &[
                 "\"large\"",
                 "What the DHT is told of, at most 600 files: \"large\" (over 512 KiB), \"all\", \"pieces\", \"none\".",
             ),
+            unset(
+                "security_from",
+                "\"fleet\"",
+                "Who is asked for updates of a security suite, beside the mirror: \"fleet\", or \"all\"; unset: \"fleet\" where network is \"public\".",
+            ),
             key(
                 "upload_bytes_s",
                 "\"2 MB\"",

@@ -3,7 +3,7 @@
 use crate::advisories::AdvisoryKeeper;
 use crate::announcer::Announcer;
 use crate::apt_names::AptNames;
-use crate::config::{Config, Fleet, Net};
+use crate::config::{Announce, Config, Fleet, Net};
 use crate::dht_cmd;
 use crate::errands::Errands;
 use crate::holdings::Holdings;
@@ -16,6 +16,7 @@ use anyhow::Result;
 use poolfs_core::store::Store;
 use poolfs_fs::refresh::Refresher;
 use poolfs_net::fleet::auth::FleetKey;
+use poolfs_net::reputation::Telling;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -41,18 +42,27 @@ impl Network {
         let dir = config.store.state_dir.join("net");
         // Quiet hours hold from the first answer on.
         let net = Net { upload_bytes_s: Manners::new(config.net.clone()).now().upload_bytes_s, ..config.net.clone() };
-        let setup = Setup { dir, log: config.log.level.clone(), net, mirror: config.mirror.clone(), fleet };
+        let (log, mirror) = (config.log.level.clone(), config.mirror.clone());
+        let setup = Setup { dir, log, net, mirror, fleet, telling: telling(config) };
         let process = NetProcess::start(setup, errands);
         let mut tasks = JoinSet::new();
         match dht_cmd::StatusServer::bind(&status_socket(&config.control.socket)) {
             Ok(server) => {
                 let asked = process.clone();
                 tasks.spawn(async move {
-                    let node = || async {
-                        let NetStatus { node, fleet_members, .. } = asked.status().await;
-                        Ok(node.map(|node| dht_cmd::NodeStatus { node, fleet_members }))
+                    let watched = asked.clone();
+                    let node = move || {
+                        let asked = asked.clone();
+                        async move {
+                            let NetStatus { node, fleet_members, .. } = asked.status().await;
+                            anyhow::Ok(node.map(|node| dht_cmd::NodeStatus { node, fleet_members }))
+                        }
                     };
-                    if let Err(err) = server.run(node).await {
+                    let told = move |watcher| {
+                        let watched = watched.clone();
+                        async move { watched.told(watcher).await }
+                    };
+                    if let Err(err) = server.run(node, told).await {
                         tracing::warn!("the node's status socket is closed: {err:#}");
                     }
                 });
@@ -94,6 +104,15 @@ fn fleet(config: &Fleet) -> Result<Option<FleetSetup>> {
     let Some(key_file) = &config.key_file else { return Ok(None) };
     let key = FleetKey::load(key_file)?.to_bytes();
     Ok(Some(FleetSetup { key, zone: config.zone.clone(), zone_local: config.zone_local, seeds: config.seeds.clone() }))
+}
+
+/// To whom it is said what was proved of others. A fleet whose key cannot be read is one all the same.
+fn telling(config: &Config) -> Telling {
+    match config.net.announce {
+        Announce::None => Telling::Nobody,
+        _ if config.fleet.key_file.is_some() && !config.fleet.gateway => Telling::Fleet,
+        _ => Telling::Everybody,
+    }
 }
 
 /// Runs `task` once everything was judged.

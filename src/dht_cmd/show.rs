@@ -6,6 +6,7 @@ use poolfs_net::dht::{FoundContact, Outcome};
 use poolfs_net::discovery::HostPort;
 use poolfs_net::krpc::{FLAG_PARTIAL, FLAG_REACHABLE, Id};
 use poolfs_net::node::{FamilySnapshot, Pong};
+use poolfs_net::told::{How, Said, Tale, said};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -226,4 +227,52 @@ mod tests {
             })
         );
     }
+}
+
+/// One thing that was told, as a document: with the bytes of a datagram, so that it can be compared with what was on the wire.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    at_ms: u64,
+    to: SocketAddr,
+    how: &'static str,
+    #[serde(flatten)]
+    said: Said,
+    bytes: Option<String>,
+}
+
+/// As a document.
+pub fn tale(tale: &Tale) -> Shown {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let plain = |what: String| Said { what, ..Said::default() };
+    let (how, said, bytes) = match &tale.how {
+        How::Datagram { bytes } => ("datagram", said(bytes), Some(hex(bytes))),
+        How::Hello { bytes } => ("hello", plain("says hello".to_owned()), Some(hex(bytes))),
+        How::Request { request, is_member } => ("request", plain(format!("asks {}{request}", of_fleet(*is_member))), None),
+        How::Answer { request, status, bytes, is_member } => {
+            let bytes = bytes.map_or_else(String::new, |bytes| format!(", {bytes} bytes"));
+            ("answer", plain(format!("answers {}{status}{bytes} to {request}", of_fleet(*is_member))), None)
+        }
+    };
+    Shown { at_ms: tale.at_ms, to: tale.to, how, said, bytes }
+}
+
+fn of_fleet(is_member: bool) -> &'static str {
+    if is_member { "the fleet " } else { "" }
+}
+
+/// As a line.
+pub fn tale_line(told: &Tale) -> String {
+    let Shown { at_ms, to, how, said, .. } = tale(told);
+    let day_s = at_ms / 1000 % 86_400;
+    let mut line =
+        format!("{:02}:{:02}:{:02}.{:03} UTC  {how:<8}  {to:<28}  {}", day_s / 3600, day_s / 60 % 60, day_s % 60, at_ms % 1000, said.what);
+    for (name, values) in [("keys", &said.keys), ("contacts", &said.contacts), ("said of them", &said.pvs)] {
+        if !values.is_empty() {
+            line.push_str(&format!("; {name}: {}", values.join(", ")));
+        }
+    }
+    if said.nodes > 0 {
+        line.push_str(&format!("; {} other nodes", said.nodes));
+    }
+    line
 }

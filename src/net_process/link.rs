@@ -1,12 +1,15 @@
 //! One running network process, as the mounts' side sees it: what was asked of it and is not answered yet.
 
+use crate::net_side::ARRIVING_MAX;
 use crate::wire::{
-    Answer, DIGESTS_MAX, Delivered, FINDS_MAX, FromNet, Memory, Outlet, Question, ToNet, WireError, is_giver, plain_text, seal, sums_bytes,
+    Answer, Checked, DIGESTS_MAX, Delivered, FINDS_MAX, FromNet, Memory, Outlet, Question, ToNet, WireError, is_giver, plain_text, seal,
+    sums_bytes,
 };
 use parking_lot::Mutex;
 use poolfs_core::Digest;
 use poolfs_core::piece::{self, PIECE_BYTES};
 use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Delivery, SourceError, Want};
+use poolfs_net::dht::PIECE_KEYS_PER_FILE_MAX;
 use poolfs_net::peer::{Audience, Shelf};
 use std::collections::HashMap;
 use std::io;
@@ -170,6 +173,13 @@ impl Link {
                 }
                 parts.arriving.send_replace(digests);
             }
+            FromNet::Checked(checked) => {
+                let is_much = |checked: &Checked| checked.pieces.len() > PIECE_KEYS_PER_FILE_MAX;
+                if checked.len() > ARRIVING_MAX || checked.iter().any(is_much) {
+                    return Err(WireError::garbage("too many pieces of them"));
+                }
+                parts.checked.send_replace(checked);
+            }
             FromNet::Answer { id, answer } => {
                 let mut table = self.table.lock();
                 let told = table.asked.remove(&id);
@@ -298,6 +308,8 @@ pub struct Parts {
     pub shelf: std::sync::OnceLock<ShelfBox>,
     /// What arrives from peers.
     pub arriving: tokio::sync::watch::Sender<Vec<Digest>>,
+    /// What is here of it.
+    pub checked: tokio::sync::watch::Sender<Vec<Checked>>,
 }
 
 /// A shelf that need not be shown.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::link::{Link, Parts, ShelfBox};
-use crate::wire::{self, Answer, Delivered, FromNet, Question, ToNet, WireError, seal};
+use crate::wire::{self, Answer, Checked, Delivered, FromNet, Question, ToNet, WireError, seal};
 use poolfs_core::piece::PIECE_BYTES;
 use poolfs_core::{BlockSum, Digest, Sums};
 use poolfs_fs::source::{Audience, DELIVERIES_WAITING_MAX, Delivery, Giver, Purpose, SourceError, Want};
@@ -17,7 +17,11 @@ use std::sync::Arc;
 const SIZE: u64 = PIECE_BYTES as u64 + 5;
 
 fn parts() -> Parts {
-    Parts { shelf: std::sync::OnceLock::new(), arriving: tokio::sync::watch::Sender::new(Vec::new()) }
+    Parts {
+        shelf: std::sync::OnceLock::new(),
+        arriving: tokio::sync::watch::Sender::new(Vec::new()),
+        checked: tokio::sync::watch::Sender::new(Vec::new()),
+    }
 }
 
 fn want() -> Want {
@@ -96,6 +100,8 @@ async fn nothing_that_was_not_asked_for() {
         (FromNet::Answer { id: 9, answer: Answer::Peers(Vec::new()) }, vec![], "an answer to nothing"),
         (FromNet::Pong(1), five(), "1 descriptors where 0 belong"),
         (FromNet::Arriving(vec![Digest::of(b""); 5000]), vec![], "too many files that arrive"),
+        (FromNet::Checked(vec![Checked { file: Digest::of(b""), pieces: vec![Digest::of(b""); 65] }]), vec![], "too many pieces of them"),
+        (FromNet::Checked(vec![Checked { file: Digest::of(b""), pieces: vec![] }; 65]), vec![], "too many pieces of them"),
         (host("x".repeat(256)), five(), "5 bytes as piece 1 of a file of 262149"),
         (host("a\nb".to_owned()), five(), "5 bytes as piece 1 of a file of 262149"),
     ] {

@@ -5,7 +5,9 @@ use crate::control::Uploaded;
 use poolfs_core::{Digest, Sums};
 use poolfs_fs::source::{Delivery, Giver, SourceError, Verdict, Want};
 use poolfs_net::node::Snapshot;
+use poolfs_net::reputation::{StatementRow, Telling};
 use poolfs_net::swarm::driver::{History, PeerRow};
+use poolfs_net::told::Tale;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;
@@ -37,6 +39,8 @@ pub struct Setup {
     pub mirror: config::Mirror,
     /// The fleet, where this machine is of one.
     pub fleet: Option<FleetSetup>,
+    /// To whom it says what it has proved of others.
+    pub telling: Telling,
 }
 
 /// What a member of a fleet is.
@@ -65,6 +69,15 @@ pub struct Announced {
     pub key: [u8; 20],
     /// Only a part of the file is here.
     pub part: bool,
+}
+
+/// What is here of a file that is arriving.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Checked {
+    /// The file.
+    pub file: Digest,
+    /// SHA-256 of pieces that a signed list of it bears out.
+    pub pieces: Vec<Digest>,
 }
 
 /// A file that members of the fleet may have.
@@ -150,6 +163,13 @@ pub enum Question {
     Peers,
     /// Whether another node can reach this one's port; it is asked to try.
     Port,
+    /// What was said of peers.
+    Statements,
+    /// What was told to others since the same watcher asked last.
+    Told {
+        /// Names who watches.
+        watcher: u64,
+    },
     /// Who gave which piece of a file.
     Why(Digest),
     /// A document from a URL.
@@ -198,6 +218,8 @@ pub enum FromNet {
     },
     /// The files that are arriving and that peers may know of.
     Arriving(Vec<Digest>),
+    /// What is here of them.
+    Checked(Vec<Checked>),
     /// To [`ToNet::Ask`].
     Answer {
         /// Which question.
@@ -219,6 +241,10 @@ pub enum Answer {
     Peers(Vec<PeerRow>),
     /// To [`Question::Port`]: who tried, and whether it could; `None`: nobody did.
     Port(Option<(SocketAddr, bool)>),
+    /// To [`Question::Statements`].
+    Statements(Vec<StatementRow>),
+    /// To [`Question::Told`]; or a reason for people.
+    Told(Result<Vec<Tale>, String>),
     /// To [`Question::Why`].
     Why(Option<History>),
     /// To [`Question::Document`]: it is in the descriptor, or a reason for people.

@@ -1,11 +1,17 @@
 //! What a machine gives and tells of what it has: nothing that is private, superseded, or named by lists that are old.
 
+mod advised;
+mod watch;
+
 use crate::harness::crowd::{Crowd, Terms, await_status};
 use crate::harness::{Host, LIMIT, Machine, Options, Package, Published, Stage, report, run};
 use poolfs_core::Digest;
+use poolfs_net::krpc::{Body, FLAG_PARTIAL, Message, Pv, Verb};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -121,8 +127,10 @@ struct Recorder {
 impl Recorder {
     fn start(host: &Host, directory: &Path) -> Self {
         let file = directory.join("frames");
-        let script = "import socket, sys\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))\ns.bind((\"eth0\", 0))\n\
-                      out = open(sys.argv[1], \"wb\", buffering=0)\nprint(\"ready\", flush=True)\nwhile True: out.write(s.recv(65535))\n";
+        let script = "import socket, struct, sys\ns = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))\n\
+                      s.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)\ns.bind((\"eth0\", 0))\n\
+                      out = open(sys.argv[1], \"wb\", buffering=0)\nprint(\"ready\", flush=True)\n\
+                      while True:\n    frame = s.recv(65535)\n    out.write(struct.pack(\">I\", len(frame)) + frame)\n";
         let mut command = host.command("python3");
         let mut child = command.args(["-c", script]).arg(&file).stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = String::new();
@@ -133,8 +141,47 @@ impl Recorder {
 
     /// Whether the key of the file was in any frame.
     fn saw(&self, published: &Published) -> bool {
-        let key = published.digest.parse::<Digest>().unwrap().file_key();
-        fs::read(&self.file).unwrap().windows(key.len()).any(|window| window == key)
+        self.saw_key(&published.digest.parse::<Digest>().unwrap(), 0)
+    }
+
+    /// The same of a digest, in what was recorded from byte `from` on.
+    fn saw_key(&self, digest: &Digest, from: usize) -> bool {
+        let key = digest.file_key();
+        fs::read(&self.file).unwrap()[from..].windows(key.len()).any(|window| window == key)
+    }
+
+    /// What this address sent from the node's port, from byte `from` of the record on: to whom, and the payload.
+    fn sent(&self, address: Ipv4Addr, from: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+        let all = fs::read(&self.file).unwrap();
+        let (mut sent, mut rest) = (Vec::new(), &all[from..]);
+        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+            let Some((frame, after)) = after.split_at_checked(u32::from_be_bytes(*length) as usize) else { break };
+            rest = after;
+            // Ethernet with IPv4 with UDP.
+            if frame.len() < 42 || frame[12..14] != [8, 0] || frame[23] != 17 {
+                continue;
+            }
+            let header = usize::from(frame[14] & 15) * 4;
+            let Some(udp) = frame.get(14 + header..) else { continue };
+            let port = |at: usize| u16::from_be_bytes([udp[at], udp[at + 1]]);
+            let length = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
+            if frame[26..30] == address.octets() && port(0) == 9977 {
+                let to = Ipv4Addr::new(frame[30], frame[31], frame[32], frame[33]);
+                sent.push((SocketAddr::from((to, port(2))), udp[8..length].to_vec()));
+            }
+        }
+        sent
+    }
+
+    /// The keys that this address announced since then; what it withdrew is not among them.
+    fn announced(&self, address: Ipv4Addr, from: usize) -> BTreeSet<[u8; 20]> {
+        let announce = |bytes: &[u8]| match Message::decode(bytes).ok()?.body {
+            Body::Query { verb: Verb::Announce(announce), .. } if announce.port != 0 => Some(announce),
+            _ => None,
+        };
+        let sent = self.sent(address, from);
+        let announces = sent.iter().filter_map(|(_, bytes)| announce(bytes));
+        announces.flat_map(|announce| [announce.key].into_iter().chain(announce.more)).map(|key| key.0).collect()
     }
 }
 
@@ -214,6 +261,53 @@ fn a_watcher_learns_nothing_of_what_is_not_patched() {
         assert!(begun.elapsed() < LIMIT, "a fix silences what it fixes");
     }
     report("discretion", "a watcher saw no key of a vulnerable, superseded or unlisted package, before fresh lists and after");
+}
+
+/// With `security_from = "fleet"` nobody is asked for an update of the security suite, nor told that it is arriving; other packages come from
+/// who has them, and the update is shared once it is here.
+#[test]
+fn updates_of_the_security_suite_are_not_asked_of_strangers() {
+    let packages: Vec<Package> = ["plain", "fix"].map(|name| Package::new(name, "1.0", 3_000_000)).into();
+    let mut crowd = Crowd::new(2, packages, &Terms { poolfs_toml: "security_from = \"fleet\"\n".to_owned(), ..Terms::default() });
+    let [plain, fix] = <[Published; 2]>::try_from(crowd.packages.clone()).unwrap();
+    crowd.repo().publish_packages_in("stable", &[&plain]);
+    crowd.repo().publish_packages_in("stable-security", &[&fix]);
+    for machine in &crowd.machines {
+        machine.edit_sources(|text| text.replace("Suites: stable", "Suites: stable stable-security"));
+    }
+    crowd.up(false);
+    crowd.download(0);
+    await_status(&crowd.machines[0], "announces both", |status| status.node.as_ref().is_some_and(|node| node.announced_keys == 2));
+    let recorder = Recorder::start(&crowd.hosts[1], &crowd.machines[0].scratch());
+    // Slow enough that other packages are worth asking a peer for.
+    crowd.shape_mirror(8);
+    crowd.mirror.forget_log();
+    crowd.machines[1].apt_get(&["install", "-y", "-d", "fix"]).ok();
+    let from_mirror = crowd.mirror_bytes(1);
+    assert_eq!(from_mirror, fix.bytes.len() as u64, "all of it from the mirror");
+    assert_eq!(crowd.given_to(1), [0, 0]);
+    assert!(recorder.sent(crowd.hosts[1].address, 0).iter().all(|(_, bytes)| !asks_for(bytes, &fix)), "a node was asked for it");
+    crowd.machines[1].apt_get(&["install", "-y", "-d", "plain"]).ok();
+    assert!(crowd.given_to(1)[0] > 0, "{:?}", crowd.given_to(1));
+    let begun = Instant::now();
+    while !recorder.announced(crowd.hosts[1].address, 0).contains(&fix.digest.parse::<Digest>().unwrap().file_key()) {
+        assert!(begun.elapsed() < LIMIT, "it is shared from then on: {:?}", crowd.machines[1].status());
+    }
+    report("discretion", "an update of the security suite: all of it from the mirror, nobody asked, announced when it was here");
+}
+
+/// Whether a datagram looks for the file, or tells that a part of it is here.
+fn asks_for(bytes: &[u8], published: &Published) -> bool {
+    let key = published.digest.parse::<Digest>().unwrap().file_key();
+    match Message::decode(bytes).map(|message| message.body) {
+        Ok(Body::Query { verb: Verb::Announce(announce), .. }) => {
+            let is_part = announce.pv.as_ref().and_then(|pv| Pv::parse(pv).ok()).is_some_and(|pv| pv.flags & FLAG_PARTIAL != 0);
+            is_part && announce.more.iter().chain([&announce.key]).any(|named| named.0 == key)
+        }
+        // An announce asks for a token first.
+        Ok(Body::Query { verb: Verb::GetPeers { key: asked, pv: true, .. }, .. }) => asked.0 == key,
+        _ => false,
+    }
 }
 
 /// Credentials that appear while the daemon runs, or that cannot be read, silence what they may protect.

@@ -6,6 +6,7 @@ pub(crate) mod lan;
 pub(crate) mod liar;
 pub(crate) mod mirror;
 pub(crate) mod mounts;
+pub(crate) mod part_holder;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod repo;

@@ -1,9 +1,11 @@
 //! Machines that lie: what they give is found out, it costs little, and apt never sees it.
 
 use crate::harness::crowd::{Crowd, Terms, await_status};
-use crate::harness::{Liar, Package, assert_holds, listed, report};
+use crate::harness::{LIMIT, Liar, Machine, Package, assert_holds, listed, report};
 use poolfs_core::Digest;
+use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 const A: usize = 0;
 const B: usize = 1;
@@ -30,6 +32,22 @@ fn with_a_holder(crowd: &Crowd, fleet: bool) -> BTreeMap<String, Vec<u8>> {
     crowd.machines[C].update();
     crowd.start_download(C).wait().ok();
     debs(crowd, C)
+}
+
+/// The first statement that the machine shows.
+fn await_statement(machine: &Machine) -> Value {
+    let begun = Instant::now();
+    loop {
+        let rows: Vec<Value> = serde_json::from_str(&machine.poolfs(&["peers", "--statements", "--json"]).ok().out).unwrap();
+        if let Some(row) = rows.into_iter().next() {
+            return row;
+        }
+        assert!(begun.elapsed() < LIMIT, "nothing is said: {}", machine.poolfs(&["peers", "--json"]).ok().out);
+    }
+}
+
+fn dht_status(machine: &Machine) -> Value {
+    serde_json::from_str(&machine.poolfs(&["dht", "status", "--json"]).ok().out).unwrap()
 }
 
 fn claims(debs: &BTreeMap<String, Vec<u8>>) -> Vec<(Digest, u64)> {
@@ -88,5 +106,13 @@ fn strangers_with_a_liar() {
     assert_eq!(finished.deb_gets(), Vec::<&str>::new(), "apt asked the mirror itself: {finished}");
     assert!(liar.asked() > 0, "nobody asked him");
     assert_eq!(crowd.convicted_by(B), [A], "{:#?}", crowd.peers(B));
+    // His lists of pieces are signed: B says that they are false, C keeps it for others, and the liar does not.
+    let said = await_statement(&crowd.machines[B]);
+    assert_eq!((&said["kind"], &said["standing"]), (&"false list".into(), &"own".into()), "{said}");
+    assert!(truth.values().any(|bytes| said["digest"] == Digest::of(bytes).to_string().as_str()), "{said}");
+    let begun = Instant::now();
+    while dht_status(&crowd.machines[C])["stored_statements"] == 0 {
+        assert!(begun.elapsed() < LIMIT, "nobody keeps it: {}", dht_status(&crowd.machines[C]));
+    }
     report("liars::strangers", &format!("a liar found through the DHT: apt exit 0, {:?} bytes from A (false), B, C", crowd.given_to(B)));
 }

@@ -36,6 +36,7 @@ mod lists;
 mod package;
 mod page;
 mod peer;
+mod pieces;
 mod posix;
 mod repair;
 mod service;

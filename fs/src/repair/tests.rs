@@ -7,14 +7,15 @@ use crate::errno::FsError;
 use crate::fetch::fake::{Act, Fake};
 use crate::source::MirrorUrl;
 use poolfs_core::catalog::Entry;
+use poolfs_core::store::Sharing;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 const PIECE: usize = PIECE_BYTES as usize;
 
-/// A catalog of at most one file.
-struct One(Option<Entry>);
+/// A catalog of at most one file, which strangers may have or not.
+struct One(Option<Entry>, Sharing);
 
 impl Names for One {
     fn packages(&self) -> Result<Vec<String>, FsError> {
@@ -27,6 +28,10 @@ impl Names for One {
 
     fn by_digest(&self, digest: &Digest) -> Result<Option<Entry>, FsError> {
         Ok(self.0.clone().filter(|entry| entry.digest == *digest))
+    }
+
+    fn judge(&self, _: &Digest, _: u64, _: bool) -> Result<Sharing, FsError> {
+        Ok(self.1)
     }
 }
 
@@ -56,10 +61,14 @@ struct Bench {
 
 impl Bench {
     fn new(entry: Option<Entry>, acts: &[Act]) -> Self {
+        Self::shared(entry, Sharing::Announced, acts)
+    }
+
+    fn shared(entry: Option<Entry>, sharing: Sharing, acts: &[Act]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let source = Fake::new(&bytes(), acts);
         let given: Arc<dyn Source> = Arc::clone(&source) as Arc<dyn Source>;
-        let repairer = Repairer::new(Arc::new(One(entry)), given, Handle::current(), RepairLimits::default());
+        let repairer = Repairer::new(Arc::new(One(entry, sharing)), given, Handle::current(), RepairLimits::default());
         let bench = Self { dir, source, repairer };
         bench.damage("x.deb");
         bench
@@ -102,6 +111,17 @@ async fn mends_in_place() {
     assert_eq!(times(&after), times(&before));
     assert_eq!(bench.source.asked(), [vec![2], vec![0], vec![1]]);
     assert!(bench.source.wants.lock().iter().all(|want| want.purpose == Purpose::Repair));
+}
+
+/// Who asks for a piece of a withheld file tells that it is here: strangers are not asked.
+#[tokio::test(start_paused = true)]
+async fn strangers_do_not_hear_of_what_is_withheld() {
+    for (sharing, want) in [(Sharing::Available, Audience::Everybody), (Sharing::Withheld, Audience::Fleet)] {
+        let bench = Bench::shared(Some(listed(&bytes())), sharing, &[Act::GiveAll]);
+        bench.repair("x.deb", 0).await.unwrap();
+        let asked: Vec<Audience> = bench.source.wants.lock().iter().map(|want| want.audience).collect();
+        assert_eq!(asked, [want], "{sharing}");
+    }
 }
 
 /// A file that no configured mirror has any more may still be had from peers.

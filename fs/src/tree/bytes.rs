@@ -365,14 +365,10 @@ impl Tree {
 
     /// Who may have a file of this tree while it arrives: nobody who may not have it afterwards.
     pub(super) fn audience(&self, digest: &poolfs_core::Digest, size: u64) -> Audience {
-        match self.parts.names.judge(digest, size, self.role == Role::Lists) {
-            Ok(Sharing::Announced | Sharing::Available) => Audience::Everybody,
-            Ok(Sharing::Withheld | Sharing::LocalOnly) => Audience::Fleet,
-            Err(err) => {
-                tracing::error!(role = %self.role, "a file is kept back while it arrives, since it cannot be judged: {err}");
-                Audience::Fleet
-            }
-        }
+        self.parts.names.audience(digest, size, self.role == Role::Lists).unwrap_or_else(|err| {
+            tracing::error!(role = %self.role, "a file is kept back while it arrives, since it cannot be judged: {err}");
+            Audience::Fleet
+        })
     }
 
     /// A catalog that fails offers and shares nothing; the files that are here can be read all the same.

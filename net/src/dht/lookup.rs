@@ -116,7 +116,13 @@ impl Node {
     /// # Errors
     /// [`CommandError::Busy`].
     pub fn get_statements(&mut self, subject: Id, now: Instant) -> Result<LookupId, CommandError> {
-        self.command(Kind::GetStatements, subject.not(), now)
+        let place = subject.not();
+        let lookup = self.command(Kind::GetStatements, place, now)?;
+        // What this node keeps itself nobody else may have.
+        let now_s = self.unix_now();
+        let own = self.store.statements(&place, STATEMENTS_MAX, now_s, &mut self.rng);
+        self.tell_statements(lookup, own);
+        Ok(lookup)
     }
 
     /// Finds the BEP 44 item whose SHA-1 is `target`.
@@ -379,20 +385,27 @@ impl Node {
                 }
             }
             Kind::GetStatements => {
-                let mut new = Vec::new();
-                for bytes in &reply.statements {
-                    let good = Statement::check(bytes, now_s).is_ok_and(|s| s.belongs_at(&lookup.target));
-                    if good && !lookup.statements.contains(bytes) && lookup.statements.len() < STATEMENTS_MAX {
-                        lookup.statements.push(bytes.clone());
-                        new.push(bytes.clone());
-                    }
-                }
-                if !new.is_empty() {
-                    lookup.first_after.get_or_insert(since);
-                    self.event(Event::Statements { lookup: id, statements: new });
-                }
+                let target = lookup.target;
+                let good = |bytes: &&Vec<u8>| Statement::check(bytes, now_s).is_ok_and(|s| s.belongs_at(&target));
+                self.tell_statements(id, reply.statements.iter().filter(good).cloned().collect());
             }
             _ => {}
+        }
+    }
+
+    fn tell_statements(&mut self, id: LookupId, statements: Vec<Vec<u8>>) {
+        let Some(lookup) = self.lookups.get_mut(&id) else { return };
+        let since = self.now.saturating_duration_since(lookup.started);
+        let mut new = Vec::new();
+        for bytes in statements {
+            if !lookup.statements.contains(&bytes) && lookup.statements.len() < STATEMENTS_MAX {
+                lookup.statements.push(bytes.clone());
+                new.push(bytes);
+            }
+        }
+        if !new.is_empty() {
+            lookup.first_after.get_or_insert(since);
+            self.event(Event::Statements { lookup: id, statements: new });
         }
     }
 
@@ -453,6 +466,10 @@ impl Node {
         let (kind, target) = (lookup.kind.clone(), lookup.target);
         let port = self.config.port;
         for candidate in closest {
+            // The one that it is about would not keep it.
+            if matches!(kind, Kind::Speak(_)) && candidate.info.id.same_key(&target.not()) {
+                continue;
+            }
             let Some(token) = candidate.token else { continue };
             let verb = match &kind {
                 Kind::Put(value) => Verb::Put { value: value.clone(), token, mutable: false },

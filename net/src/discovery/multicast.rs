@@ -5,6 +5,7 @@
 //! interface's own global address: the kernel would choose a link-local source, which nobody could hand on.
 
 use super::hello::HELLO_BYTES_MAX;
+use crate::told::{How, Told};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
 use std::collections::HashMap;
 use std::fs;
@@ -69,12 +70,13 @@ pub(super) struct Multicast {
     links: Links,
     open: HashMap<(Family, u32), Link>,
     heard: mpsc::Sender<(SocketAddr, Vec<u8>)>,
+    told: Told,
 }
 
 impl Multicast {
     /// Nothing is open before [`Self::rescan`]. What comes in goes to `heard`; if that is full it is dropped.
-    pub(super) fn new(links: Links, heard: mpsc::Sender<(SocketAddr, Vec<u8>)>) -> Self {
-        Self { links, open: HashMap::new(), heard }
+    pub(super) fn new(links: Links, heard: mpsc::Sender<(SocketAddr, Vec<u8>)>, told: Told) -> Self {
+        Self { links, open: HashMap::new(), heard, told }
     }
 
     /// Opens sockets on interfaces that came, closes those on interfaces that went.
@@ -103,6 +105,7 @@ impl Multicast {
         let mut failed = Vec::new();
         for (key, link) in &self.open {
             let Some(hello) = &hellos[usize::from(key.0 == Family::V6)] else { continue };
+            self.told.say(link.to, || How::Hello { bytes: hello.clone() });
             if let Err(err) = link.send.send_to(hello, link.to).await {
                 tracing::debug!(to = %link.to, %err, "cannot say hello");
                 failed.push(*key);

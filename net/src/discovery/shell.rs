@@ -39,7 +39,7 @@ pub async fn run(
     let mut discovery = Discovery::new(&config, id, Instant::now(), rand::random());
     let seeds = Seeds::new(config.name_servers);
     let (heard_in, mut heard) = mpsc::channel(HEARD_QUEUE_MAX);
-    let mut multicast = config.links.map(|links| Multicast::new(links, heard_in));
+    let mut multicast = config.links.map(|links| Multicast::new(links, heard_in, config.told.clone()));
     let mut rescan_at = Instant::now();
     let mut asking = JoinSet::new();
     loop {

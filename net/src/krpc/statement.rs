@@ -11,7 +11,7 @@
 //! | 2-5 | zero |
 //! | 6-9 | piece, the first that is false |
 //! | 10-17 | size of the file in bytes |
-//! | 18-35 | where the proof is had (`GET /v1/statement/ID`): IPv6 or IPv4-mapped address, port |
+//! | 18-35 | an address: IPv6 or IPv4-mapped, port. `[::]:0`, and nobody connects to it: holders of the proof are found in the DHT |
 //! | 36-67 | subject's Ed25519 key |
 //! | 68-99 | speaker's Ed25519 key |
 //! | 100-131 | digest of the file |
@@ -60,7 +60,7 @@ pub struct Statement {
     pub piece: u32,
     /// Size of the file in bytes.
     pub size: u64,
-    /// Where the proof is had.
+    /// Unused: whoever speaks could send its readers anywhere by it.
     pub proof_at: SocketAddr,
     /// Key of who is spoken about.
     pub subject: [u8; 32],
@@ -119,6 +119,22 @@ impl Statement {
     /// [`StatementError`].
     pub fn check(bytes: &[u8], now_s: u64) -> Result<Self, StatementError> {
         let bytes: &[u8; STATEMENT_BYTES] = bytes.try_into().map_err(|_| StatementError::Form)?;
+        let this = Self::read(bytes)?;
+        if this.time_s > now_s.saturating_add(STATEMENT_AHEAD_MAX_S) || this.time_s.saturating_add(STATEMENT_AGE_MAX_S) < now_s {
+            return Err(StatementError::Time);
+        }
+        this.signed(bytes)
+    }
+
+    /// Checks form and signature only, of a statement whose time was looked at before.
+    ///
+    /// # Errors
+    /// [`StatementError`].
+    pub fn check_signed(bytes: &[u8; STATEMENT_BYTES]) -> Result<Self, StatementError> {
+        Self::read(bytes)?.signed(bytes)
+    }
+
+    fn read(bytes: &[u8; STATEMENT_BYTES]) -> Result<Self, StatementError> {
         let kind = match bytes[1] {
             1 => Kind::FalseList,
             2 => Kind::FalseDelta,
@@ -130,7 +146,7 @@ impl Statement {
         }
         let key32 = |from: usize| -> [u8; 32] { bytes[from..from + 32].try_into().expect("32 bytes within the layout") };
         let address: [u8; 16] = bytes[18..34].try_into().expect("16 bytes within the layout");
-        let this = Self {
+        Ok(Self {
             kind,
             piece: u32::from_be_bytes(bytes[6..10].try_into().expect("4 bytes within the layout")),
             size: u64::from_be_bytes(bytes[10..18].try_into().expect("8 bytes within the layout")),
@@ -140,17 +156,17 @@ impl Statement {
             digest: key32(100),
             proof: key32(132),
             time_s: u64::from_be_bytes(bytes[164..172].try_into().expect("8 bytes within the layout")),
-        };
-        if this.time_s > now_s.saturating_add(STATEMENT_AHEAD_MAX_S) || this.time_s.saturating_add(STATEMENT_AGE_MAX_S) < now_s {
-            return Err(StatementError::Time);
-        }
-        if this.speaker == this.subject {
+        })
+    }
+
+    fn signed(self, bytes: &[u8; STATEMENT_BYTES]) -> Result<Self, StatementError> {
+        if self.speaker == self.subject {
             return Err(StatementError::Signature);
         }
-        let key = VerifyingKey::from_bytes(&this.speaker).map_err(|_| StatementError::Signature)?;
+        let key = VerifyingKey::from_bytes(&self.speaker).map_err(|_| StatementError::Signature)?;
         let signature = Signature::from_slice(&bytes[SIGNED_BYTES..]).map_err(|_| StatementError::Signature)?;
         key.verify_strict(&[DOMAIN, &bytes[..SIGNED_BYTES]].concat(), &signature).map_err(|_| StatementError::Signature)?;
-        Ok(this)
+        Ok(self)
     }
 
     /// Whether `place`, a DHT key, is the NOT of an id that the subject's key can have.

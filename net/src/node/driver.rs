@@ -2,12 +2,13 @@
 
 use super::snapshot::Meter;
 use super::sockets::Sockets;
-use super::{Finding, NodeError, NodeOptions, Pong, Snapshot, StartError, Tapped};
+use super::{BESIDE_MAX, Finding, NodeError, NodeOptions, Pong, Snapshot, StartError, Tapped};
 use crate::dht::{Action, AnnounceKey, Config, DialTicket, Event, Family, LookupId, Node, Outcome, PingId};
-use crate::discovery::{self, Standing};
+use crate::discovery::{self, DiscoveryConfig, Standing};
 use crate::fleet::wire::is_fleet;
 use crate::krpc::{Id, NodeInfo};
 use crate::netdb::{self, KeyOrigin, NetDb, SavedNode};
+use crate::told::{How, Told};
 use ed25519_dalek::SigningKey;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -51,6 +52,7 @@ pub(super) enum Command {
     Lookup { number: u64, ask: Ask, findings: mpsc::Sender<Finding>, done: oneshot::Sender<Result<Outcome, NodeError>> },
     Cancel(u64),
     SetAnnounces(Vec<AnnounceKey>),
+    AnnounceBeside(Vec<Id>),
     SendRaw(SocketAddr, Vec<u8>),
     Tap(mpsc::Sender<Tapped>, Option<Id>),
     Status(oneshot::Sender<Snapshot>),
@@ -86,10 +88,13 @@ pub(super) struct Driver {
     pings: HashMap<PingId, oneshot::Sender<Option<Pong>>>,
     lookups: HashMap<LookupId, Waiting>,
     announces: Vec<AnnounceKey>,
+    /// Keys beside them, of which nothing is said.
+    beside: Vec<Id>,
     /// The fleet's: its datagrams go there, and its key is announced beside the others.
     tap: Option<mpsc::Sender<Tapped>>,
     topic: Option<Id>,
     dials: JoinSet<(DialTicket, bool)>,
+    told: Told,
     /// The database's work; at most one piece at a time.
     saving: JoinSet<()>,
     meter: Meter,
@@ -139,9 +144,11 @@ impl Driver {
             pings: HashMap::new(),
             lookups: HashMap::new(),
             announces: Vec::new(),
+            beside: Vec::new(),
             tap: None,
             topic: None,
             dials: JoinSet::new(),
+            told: Told::default(),
             saving: JoinSet::new(),
             meter: Meter::default(),
             unsent: 0,
@@ -152,6 +159,10 @@ impl Driver {
         let saved: Vec<NodeInfo> = saved.into_iter().map(|node| NodeInfo { id: Id(node.id), addr: node.address }).collect();
         driver.begin(&saved);
         Ok(driver)
+    }
+
+    pub(super) fn told(&self) -> Told {
+        self.told.clone()
     }
 
     pub(super) fn standing(&self) -> watch::Receiver<Standing> {
@@ -177,7 +188,8 @@ impl Driver {
         let ports = self.sockets.local().map(|address| address.map(|address| address.port()));
         let id = self.node.id(Family::V4).0;
         self.discovering = JoinSet::new();
-        self.discovering.spawn(discovery::run(self.options.discovery.clone(), id, ports, standing, contacts));
+        let discovery = DiscoveryConfig { told: self.told.clone(), ..self.options.discovery.clone() };
+        self.discovering.spawn(discovery::run(discovery, id, ports, standing, contacts));
     }
 
     pub(super) async fn run(mut self) {
@@ -235,9 +247,7 @@ impl Driver {
         while let Some(action) = self.node.poll() {
             match action {
                 Action::Send { to, bytes } => {
-                    if !self.sockets.send(to, &bytes) {
-                        self.unsent += 1;
-                    }
+                    self.send(to, bytes);
                 }
                 // Only who was heard is dialled; the network may be another one by now.
                 Action::Dial { ticket, to } if !self.sockets.allows(to) => self.node.dial_result(ticket, false, Instant::now()),
@@ -249,6 +259,14 @@ impl Driver {
                 }
                 Action::Event(event) => self.event(event),
             }
+        }
+    }
+
+    fn send(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        if self.sockets.send(to, &bytes) {
+            self.told.say(to, || How::Datagram { bytes });
+        } else {
+            self.unsent += 1;
         }
     }
 
@@ -305,10 +323,10 @@ impl Driver {
         }
     }
 
-    /// Announces the keys that were set, and the fleet's.
+    /// Announces the keys that were set, and the fleet's and others beside them.
     fn announce(&mut self, now: Instant) {
-        let topic = self.topic.map(|key| AnnounceKey { key, pv: None });
-        self.node.set_announces(topic.into_iter().chain(self.announces.iter().cloned()).collect(), now);
+        let beside = self.topic.iter().chain(&self.beside).map(|key| AnnounceKey { key: *key, pv: None });
+        self.node.set_announces(beside.chain(self.announces.iter().cloned()).collect(), now);
     }
 
     fn found(&mut self, lookup: LookupId, finding: Finding) {
@@ -356,12 +374,17 @@ impl Driver {
                 self.announces = keys;
                 self.announce(now);
             }
+            Command::AnnounceBeside(mut keys) => {
+                keys.truncate(BESIDE_MAX);
+                self.beside = keys;
+                self.announce(now);
+            }
             Command::Tap(tap, topic) => {
                 (self.tap, self.topic) = (Some(tap), topic);
                 self.announce(now);
             }
             // The fleet keeps rates of its own; what the socket refuses is lost like any datagram, and counted.
-            Command::SendRaw(to, bytes) if self.tap.is_some() => self.unsent += u64::from(!self.sockets.send(to, &bytes)),
+            Command::SendRaw(to, bytes) if self.tap.is_some() => self.send(to, bytes),
             Command::SendRaw(to, bytes) => drop(self.node.send_raw(to, bytes, now)),
             Command::AskDials(reply) => {
                 let _ = reply.send(self.node.ask_to_be_dialled(now));

@@ -55,7 +55,7 @@ impl DeltaClaim {
         [DOMAIN, &self.old.0, &self.new.0, &self.delta.0, &self.signed_at.to_be_bytes()].concat()
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         [&self.old.0[..], &self.new.0, &self.delta.0, &self.signer, &self.signed_at.to_be_bytes(), &self.signature].concat()
     }
 

@@ -15,6 +15,7 @@ use crate::memfd::{PieceMemory, SealedPiece};
 use crate::swarm::bits::Bits;
 use crate::swarm::piece_list::{LIST_BYTES_MAX, PieceList};
 use crate::swarm::{Failure, FileShape};
+use crate::told::{How, Told};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
@@ -125,6 +126,7 @@ pub struct PeerClient {
     auth: Option<Arc<dyn Auth>>,
     /// Who is connected to at all; `None`: everybody.
     within: Option<Arc<Near>>,
+    told: Told,
 }
 
 impl std::fmt::Debug for PeerClient {
@@ -143,12 +145,18 @@ impl PeerClient {
     /// A client that speaks as a stranger.
     pub fn new(limits: ClientLimits) -> Self {
         let pool = Arc::new(Pool::new(limits.idle_per_peer_max, limits.idle_max, limits.idle));
-        Self { limits: Arc::new(limits), pool, auth: None, within: None }
+        Self { limits: Arc::new(limits), pool, auth: None, within: None, told: Told::default() }
     }
 
     /// The same client, which connects to nobody else.
     pub fn within(self, within: Arc<Near>) -> Self {
         Self { within: Some(within), ..self }
+    }
+
+    /// The same client, saying what it asks for.
+    #[must_use]
+    pub fn telling(self, told: Told) -> Self {
+        Self { told, ..self }
     }
 
     /// The same client for members of the fleet: requests are signed, and only signed answers count.
@@ -323,6 +331,7 @@ impl PeerClient {
     /// The request, signed for the fleet if this client speaks for it: each time anew, since a nonce is taken once.
     fn request(&self, peer: SocketAddr, path: &str, range: &str) -> Result<(Request<Empty<Bytes>>, Option<Nonce>), PeerError> {
         let signed = self.auth.as_ref().map(|auth| auth.sign(&signed_bytes("GET", path, range), now_s()));
+        self.told.say(peer, || How::Request { request: format!("GET {path} {range}").trim_end().to_owned(), is_member: signed.is_some() });
         let mut request = Request::get(path).header(HOST, peer.to_string());
         if !range.is_empty() {
             request = request.header(RANGE, range);

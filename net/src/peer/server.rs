@@ -22,6 +22,7 @@ pub(crate) use near::prefixes_of_machine;
 
 use super::{Auth, Facts, Partials, Shelf};
 use crate::node::listen_tcp;
+use crate::told::Told;
 use drain::Drained;
 use ed25519_dalek::SigningKey;
 use hyper::server::conn::http1::Builder;
@@ -199,6 +200,7 @@ struct Shared {
     bucket: Arc<Bucket>,
     by_address: Mutex<HashMap<IpAddr, u32>>,
     counts: Arc<Counts>,
+    told: Told,
 }
 
 /// A running server; dropping it closes all its connections.
@@ -214,6 +216,11 @@ impl PeerServer {
     /// Listens and serves on the runtime of the caller. Of two wildcard addresses one may be of a family that this
     /// machine does not have.
     pub fn start(parts: ServerParts) -> Result<Self, ServeError> {
+        Self::start_telling(parts, Told::default())
+    }
+
+    /// The same, saying what it answers.
+    pub fn start_telling(parts: ServerParts, told: Told) -> Result<Self, ServeError> {
         let ServerParts { listen, limits, near, shelf, partials, facts, auth, key } = parts;
         let listeners = bind(&listen)?;
         let local = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
@@ -234,6 +241,7 @@ impl PeerServer {
             by_address: Mutex::default(),
             counts: Arc::clone(&counts),
             limits,
+            told,
         });
         let mut tasks = JoinSet::new();
         for listener in listeners {
@@ -391,7 +399,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, _seat: 
     let stream = Drained::new(stream, shared.limits.drain_window, shared.limits.drain_bytes_s_min);
     let service = service_fn(|request| {
         let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(answer::answer(&shared, near, request).await) }
+        async move { Ok::<_, Infallible>(answer::answer_telling(&shared, near, peer, request).await) }
     });
     let mut builder = Builder::new();
     builder

@@ -300,3 +300,95 @@ fn announce_run(run: &LookupRun, keys: u32, lasts: Option<Duration>) -> Announce
     };
     AnnounceRun { result, lasted: sim.elapsed() - begun }
 }
+
+/// What finding the holders of a file's parts cost, by one way of telling of them.
+#[derive(Debug, Clone, Default)]
+pub struct PartsResult {
+    /// Datagrams out and in of one holder for telling what it has, mean.
+    pub told_datagrams: f64,
+    /// Their bytes with headers.
+    pub told_bytes: f64,
+    /// Datagrams out and in of the one who looks.
+    pub sought_datagrams: u64,
+    /// Their bytes with headers.
+    pub sought_bytes: u64,
+    /// Until the first holder was found, from the beginning of its lookup.
+    pub first: Option<Duration>,
+    /// Until the last lookup was over.
+    pub took: Duration,
+    /// Holders that were found.
+    pub found: usize,
+}
+
+/// `holders` machines that each have a random half of a file's told pieces tell of them, and another one looks for them: by the file's
+/// key alone (`pieces` 0), or by up to `pieces` keys of pieces, of which `sought` are looked up one after another. What the same hosts
+/// send and receive in the same time without any of it is taken off.
+pub fn parts(run: &LookupRun, holders: u32, pieces: u32, sought: u32) -> PartsResult {
+    let with = parts_run(run, holders, pieces, sought, true);
+    let without = parts_run(run, holders, pieces, sought, false);
+    PartsResult {
+        told_datagrams: (with.told_datagrams - without.told_datagrams).max(0.0),
+        told_bytes: (with.told_bytes - without.told_bytes).max(0.0),
+        sought_datagrams: with.sought_datagrams.saturating_sub(without.sought_datagrams),
+        sought_bytes: with.sought_bytes.saturating_sub(without.sought_bytes),
+        ..with
+    }
+}
+
+/// How long holders have to announce, and a lookup to end.
+const PARTS_SETTLE: Duration = Duration::from_secs(120);
+const PARTS_LOOK_UP: Duration = Duration::from_secs(30);
+
+fn parts_run(run: &LookupRun, holders: u32, pieces: u32, sought: u32, is_told: bool) -> PartsResult {
+    let mut sim = network(run);
+    let keys: Vec<Id> = (0..pieces.max(1)).map(|_| Id(sim.rng().random())).collect();
+    let mut hosts: Vec<u32> = Vec::new();
+    while hosts.len() <= holders as usize {
+        let host = sim.random_host();
+        if !hosts.contains(&host) {
+            hosts.push(host);
+        }
+    }
+    let asker = hosts.remove(0);
+    let pv = Pv { key: [7; 32], flags: crate::krpc::FLAG_PARTIAL, deltas: Vec::new() };
+    let mut result = PartsResult::default();
+    let total = |tally: &Tally| tally.values().fold((0, 0), |(datagrams, bytes), (d, b)| (datagrams + d, bytes + b + d * HEADER_BYTES));
+    // One is watched at a time: the first holder stands for the others.
+    sim.watch(hosts[0]);
+    for host in &hosts {
+        let own: Vec<Id> = keys.iter().filter(|_| pieces == 0 || sim.rng().random_bool(0.5)).copied().collect();
+        let set = own.into_iter().map(|key| AnnounceKey { key, pv: Some(pv.clone()) }).collect();
+        if is_told {
+            sim.with(*host, |node, now| node.set_announces(set, now));
+        }
+    }
+    sim.run_for(PARTS_SETTLE);
+    let (datagrams, bytes) = total(&sim.tally());
+    (result.told_datagrams, result.told_bytes) = (datagrams as f64, bytes as f64);
+    sim.take_events();
+    sim.watch(asker);
+    let mut found = std::collections::BTreeSet::new();
+    let known: std::collections::BTreeSet<_> = hosts.iter().map(|host| Sim::address(*host)).collect();
+    for key in keys.iter().take(sought.max(1) as usize) {
+        let begun = sim.elapsed();
+        let lookup = is_told.then(|| sim.with(asker, |node, now| node.get_peers(*key, now)).ok()).flatten();
+        let mut ended = None;
+        sim.run(begun + PARTS_LOOK_UP, |_| false);
+        for (host, event) in sim.take_events() {
+            match event {
+                Event::Found { lookup: of, contacts } if host == asker && Some(of) == lookup => {
+                    found.extend(contacts.iter().map(|contact| contact.addr).filter(|addr| known.contains(addr)));
+                }
+                Event::Done { lookup: of, outcome } if host == asker && Some(of) == lookup => ended = Some(outcome),
+                _ => {}
+            }
+        }
+        if let Some(outcome) = ended {
+            result.first = result.first.or(outcome.first_after);
+            result.took += outcome.took;
+        }
+    }
+    (result.sought_datagrams, result.sought_bytes) = total(&sim.tally());
+    result.found = found.len();
+    result
+}

@@ -184,6 +184,82 @@ fn items_and_statements() {
     assert!(sim.with(0, |node, now| node.speak(subject.not(), say(1), now)).is_err());
 }
 
+/// Statements about a node are found in networks of every size by who looks for them, the nodes that keep them included, and the one that
+/// they are about keeps none; with a flood of 500 others beside.
+#[test]
+fn statements_in_networks_of_all_sizes() {
+    for size in [3, 5, 9, 50] {
+        let mut sim = grown(7, size, Link::default(), Schedule::Adapted);
+        let subject_key = sim.node(1).unwrap().config().key;
+        let place = crate::reputation::place(&subject_key);
+        let statement = |speaker: [u8; 32]| {
+            let statement = Statement {
+                kind: Kind::FalseList,
+                piece: 0,
+                size: 1,
+                proof_at: "[::]:0".parse().unwrap(),
+                subject: subject_key,
+                speaker: [0; 32],
+                digest: [5; 32],
+                proof: [6; 32],
+                time_s: UNIX_START_S,
+            };
+            statement.sign(&SigningKey::from_bytes(&speaker)).to_vec()
+        };
+        let true_word = statement([1; 32]);
+        sim.with(0, |node, now| node.speak(place, true_word.clone(), now)).unwrap();
+        sim.run_for(Duration::from_secs(10));
+        for n in 0..500u32 {
+            let speaker = [&n.to_be_bytes()[..], &[2; 28]].concat().try_into().unwrap();
+            let _busy = sim.with(2, |node, now| node.speak(place, statement(speaker), now));
+            sim.run_for(Duration::from_millis(500));
+        }
+        sim.take_events();
+        // A place holds 32, so the first word is among them at most of the eight that keep them; each answers with some.
+        let kept: Vec<usize> = (0..size).map(|host| sim.node(host).unwrap().status().stored_statements).collect();
+        assert_eq!(kept[1], 0, "{size}: the subject keeps nothing");
+        assert!(kept.iter().all(|kept| *kept <= 32), "{size}: {kept:?}");
+        for reader in (2..size).step_by(1 + size as usize / 8) {
+            let mut heard: Vec<Vec<u8>> = Vec::new();
+            for _ in 0..40 {
+                sim.with(reader, |node, now| node.get_statements(place, now)).unwrap();
+                sim.run_for(Duration::from_secs(10));
+                heard.extend(
+                    sim.take_events()
+                        .into_iter()
+                        .filter(|(host, _)| *host == reader)
+                        .filter_map(|(_, event)| match event {
+                            Event::Statements { statements, .. } => Some(statements),
+                            _ => None,
+                        })
+                        .flatten(),
+                );
+                if heard.contains(&true_word) {
+                    break;
+                }
+            }
+            assert!(heard.contains(&true_word), "{size}: host {reader} hears of it");
+        }
+    }
+}
+
+/// Holders of parts of a file are found by either way of telling of them, and the keys of pieces cost the more.
+#[test]
+fn parts_are_found_both_ways() {
+    use super::runs::{LookupRun, parts};
+    let concurrency = crate::dht::CONCURRENCY;
+    let run =
+        LookupRun { nodes: 60, dead: 0.0, loss: 0.0, schedule: Schedule::Adapted, lookups: 1, concurrency, session_median: None, seed: 3 };
+    let file = parts(&run, 8, 0, 1);
+    assert_eq!(file.found, 8, "{file:?}");
+    let pieces = parts(&run, 8, 16, 8);
+    assert_eq!(pieces.found, 8, "{pieces:?}");
+    assert!(
+        pieces.told_datagrams > 2.0 * file.told_datagrams && pieces.sought_datagrams > 2 * file.sought_datagrams,
+        "{file:?} {pieces:?}"
+    );
+}
+
 /// 500 of an attacker's statements about one node: a bounded number is kept, and the contacts are not touched.
 #[test]
 fn a_flood_of_statements_is_bounded() {

@@ -27,6 +27,7 @@ use crate::fleet::Fleet;
 use crate::mirror::{Mirror, MirrorError};
 use crate::netdb::{NetDb, NetDbError};
 use crate::peer::{Partials, PeerClient};
+use crate::reputation::Conviction;
 use crate::swarm::FileShape;
 use crate::swarm::bits::Bits;
 use crate::swarm::blame::NotHad;
@@ -45,7 +46,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stream::StreamEnd;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// How much of a file a contact says it has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +75,10 @@ pub trait Finder: Send + Sync + 'static {
     /// Starts to look for holders of a file; the channel closes when the search is over. Dropping it ends the search.
     fn find(&self, digest: Digest, size: u64) -> mpsc::Receiver<FoundPeer>;
 
+    /// The same for who announces one of these pieces, by their SHA-256: holders of an incomplete file, perhaps of nothing else
+    /// of it.
+    fn find_pieces(&self, pieces: Vec<Digest>) -> mpsc::Receiver<FoundPeer>;
+
     /// The median of how long lately a search took to find its first holder; `None` if there were too few.
     fn median_lookup(&self) -> Option<Duration>;
 }
@@ -82,6 +87,12 @@ pub trait Finder: Send + Sync + 'static {
 pub trait Announcer: Send + Sync + 'static {
     /// A download that peers may know of has begun.
     fn begun(&self, digest: Digest, size: u64);
+
+    /// These pieces of it are here and are what its signed list says.
+    fn checked(&self, digest: Digest, pieces: &[Digest]);
+
+    /// That list is not believed any more, and so its pieces are not either.
+    fn unchecked(&self, digest: Digest);
 
     /// It is over, whatever became of it.
     fn ended(&self, digest: Digest);
@@ -176,6 +187,8 @@ pub struct SwarmParts {
     pub public: bool,
     /// The fleet that this machine is of, if it is of one.
     pub fleet: Option<Fleet>,
+    /// Where it is told what was proved of others; `None`: nowhere.
+    pub convictions: Option<mpsc::Sender<Conviction>>,
 }
 
 /// Pieces of repairs that were wrong, so that another peer is asked.
@@ -204,7 +217,7 @@ impl std::fmt::Debug for Swarm {
 impl Swarm {
     /// Opens the book and is ready; blocks for the disk.
     pub fn new(parts: SwarmParts) -> Result<Arc<Self>, NetDbError> {
-        let book = Arc::new(Book::open(parts.netdb.clone(), now_s())?);
+        let book = Arc::new(Book::open(parts.netdb.clone(), parts.convictions.clone(), now_s())?);
         Ok(Arc::new(Self { parts, book, repair_gave: Mutex::default() }))
     }
 
@@ -238,6 +251,24 @@ impl Swarm {
     /// Every peer that is remembered, most bytes first.
     pub fn peers(&self) -> Vec<PeerRow> {
         self.book.lock().peers(now_s())
+    }
+
+    /// The keys of peers that verified files have credited.
+    pub fn credited_keys(&self) -> Vec<[u8; 32]> {
+        self.book.lock().credited_keys(now_s())
+    }
+
+    /// Changes when another key may be among [`Self::credited_keys`].
+    pub fn met(&self) -> watch::Receiver<u64> {
+        self.book.met()
+    }
+
+    /// Puts all peers with this key back among the unknown; returns how many that were credited. Who gives verified files from then on
+    /// is credited again.
+    pub fn doubt(&self, key: &[u8; 32]) -> usize {
+        let count = self.book.lock().doubt(key, now_s());
+        self.save();
+        count
     }
 
     /// Who gave which piece of a file that was downloaded since the start, if it is remembered.

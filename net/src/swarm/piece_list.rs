@@ -9,6 +9,7 @@
 //! at once.
 
 use super::FileShape;
+use crate::dht::PIECE_KEYS_PER_FILE_MAX;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use poolfs_core::Digest;
 use sha2::{Digest as _, Sha256};
@@ -61,6 +62,16 @@ impl PieceList {
     pub fn sign(shape: &FileShape, pieces: Vec<Digest>, key: &SigningKey, now_s: u64) -> Self {
         let signature = key.sign(&message(shape, &pieces, now_s)).to_bytes();
         Self { pieces, signer: key.verifying_key().to_bytes(), signed_at: now_s, signature }
+    }
+
+    /// The pieces that are announced of a file that is not whole yet, at most [`PIECE_KEYS_PER_FILE_MAX`]: those with the smallest
+    /// digests. So all who have the list agree on them, and whoever looks for a holder need not guess which pieces it told of.
+    pub fn told(&self) -> Vec<Digest> {
+        let mut told = self.pieces.clone();
+        told.sort_unstable();
+        told.dedup();
+        told.truncate(PIECE_KEYS_PER_FILE_MAX);
+        told
     }
 
     /// How long the list of such a file is on the wire.
@@ -161,6 +172,22 @@ mod tests {
         assert_eq!(PieceList::decode(&longer, &shape, NOW_S), Err(NotAList::Length(longer.len())));
         let other = FileShape { piece_bytes: 5, size: 11, ..shape };
         assert_eq!(PieceList::decode(&wire, &other, NOW_S), Err(NotAList::OtherFile));
+    }
+
+    /// Who announces and who looks must choose the same pieces, and never more than the DHT is to keep of one file.
+    #[test]
+    fn told_pieces_are_few_and_the_same_for_all() {
+        let (_, list) = example();
+        let mut all = list.pieces.clone();
+        all.sort_unstable();
+        assert_eq!(list.told(), all);
+        let pieces: Vec<Digest> = (0..500u32).map(|n| Digest::of(&(n / 2).to_be_bytes())).collect();
+        let long = PieceList { pieces: pieces.clone(), ..list.clone() };
+        let turned = PieceList { pieces: pieces.iter().rev().copied().collect(), ..list };
+        assert_eq!(long.told(), turned.told());
+        assert_eq!(long.told().len(), PIECE_KEYS_PER_FILE_MAX);
+        let last = long.told()[PIECE_KEYS_PER_FILE_MAX - 1];
+        assert!(pieces.iter().all(|piece| *piece > last || long.told().contains(piece)));
     }
 
     /// A stale or future signature is void.

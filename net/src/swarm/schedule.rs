@@ -151,6 +151,8 @@ struct Known {
     wait_until: Option<Instant>,
     have_asked: Option<Instant>,
     list_asked: bool,
+    /// It has a part of the file only, and was asked for the list that it got of somebody else.
+    relay_asked: bool,
     /// It was seen to have the whole file.
     whole: bool,
     pieces: u32,
@@ -244,6 +246,7 @@ impl Schedule {
             wait_until: None,
             have_asked: None,
             list_asked: false,
+            relay_asked: false,
             whole: false,
             pieces: 0,
             bytes: 0,
@@ -264,6 +267,19 @@ impl Schedule {
     pub fn no_more_sources(&mut self, turn: &mut Turn<'_>) {
         self.sources_final = true;
         self.pump(turn);
+    }
+
+    /// Takes [`Self::no_more_sources`] back where it has not ended the download yet. Returns whether it has not.
+    pub fn more_sources(&mut self) -> bool {
+        let open = !self.final_told && !self.blame.is_over();
+        self.sources_final &= !open;
+        open
+    }
+
+    /// The missing pieces that no peer is known to give.
+    pub fn unheld(&self) -> Vec<u32> {
+        let peers: Vec<SourceId> = (0..self.known.len()).filter(|at| self.known[*at].kind == SourceKind::Peer).map(source_id).collect();
+        self.blame.open().filter(|piece| !self.is_asked(*piece) && !peers.iter().any(|peer| self.blame.may_ask(*peer, *piece))).collect()
     }
 
     /// Lets the mirror be used from now on.
@@ -688,7 +704,8 @@ impl Schedule {
         Some(self.flights.swap_remove(at))
     }
 
-    /// Asks complete holders for their lists, a few of them, none twice.
+    /// Asks complete holders for their lists, a few of them, none twice. Where none is known, partial holders pass on what they
+    /// got.
     fn choose_lists(&mut self) {
         if self.shape.pieces() < 2 {
             return;
@@ -702,6 +719,15 @@ impl Schedule {
         holders.sort_by_key(|(new, source, _)| (*new, *source));
         let chosen = choose_list_sources(holders.into_iter().map(|(_, source, address)| (source, address)), self.rules.public);
         debug_assert!(chosen.len() <= LIST_ASKED_MAX);
+        let relays = self.known.iter().filter(|known| known.relay_asked).count();
+        if chosen.is_empty()
+            && self.blame.list_in_use().is_none()
+            && relays < LIST_ASKED_MAX
+            && let Some(at) = self.known.iter().position(|known| known.kind == SourceKind::Peer && known.partial && !known.relay_asked)
+        {
+            self.known[at].relay_asked = true;
+            self.todo.push_back(Do::AskList(source_id(at)));
+        }
         for source in chosen {
             let known = &mut self.known[source.index()];
             if !known.list_asked {

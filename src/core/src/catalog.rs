@@ -134,6 +134,8 @@ pub struct Advised {
     pub files: Vec<Advisories>,
     /// Whether issues count that nothing fixes yet.
     pub unfixed: bool,
+    /// They are still being read: until then each may name any version.
+    pub is_pending: bool,
 }
 
 /// The configuration and what follows from it.

@@ -391,8 +391,10 @@ impl Machine {
     /// `poolfs COMMAND --config FILE ARGUMENTS`, not started.
     pub(crate) fn poolfs_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.program(env!("CARGO_BIN_EXE_poolfs"));
-        let (first, rest) = arguments.split_first().expect("a command");
-        command.arg(first).arg("--config").arg(self.config()).args(rest);
+        // `dht` has commands of its own.
+        let words = if arguments.first() == Some(&"dht") { 2 } else { 1 };
+        let (first, rest) = arguments.split_at(words);
+        command.args(first).arg("--config").arg(self.config()).args(rest);
         command
     }
 

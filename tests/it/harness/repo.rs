@@ -232,6 +232,14 @@ impl Repo {
     }
 
     fn publish_suite(&mut self, name: &str, components: &str, packed: &BTreeMap<String, Vec<u8>>, plain: &BTreeMap<String, Vec<u8>>) {
+        let date = 1_700_000_000 + i64::try_from(self.releases).unwrap() * 60;
+        self.releases += 1;
+        let date = release_date(date);
+        let head = format!("Origin: test\nLabel: test\nSuite: {name}\nCodename: {name}\nDate: {date}\nArchitectures: all amd64\n");
+        self.sign_suite(name, &head, components, packed, plain);
+    }
+
+    fn sign_suite(&self, name: &str, head: &str, components: &str, packed: &BTreeMap<String, Vec<u8>>, plain: &BTreeMap<String, Vec<u8>>) {
         let suite = self.root.join("dists").join(name);
         let mut sums = BTreeMap::new();
         for (path, bytes) in packed.iter().chain(plain) {
@@ -252,13 +260,7 @@ impl Repo {
                 sums.insert(name, (digest, bytes.len()));
             }
         }
-        let date = 1_700_000_000 + self.releases * 60;
-        self.releases += 1;
-        let date = run(Command::new("date").args(["-u", "-R", "-d"]).arg(format!("@{date}")).env("LC_ALL", "C")).ok().out;
-        let mut release = format!(
-            "Origin: test\nLabel: test\nSuite: {name}\nCodename: {name}\nDate: {}\nAcquire-By-Hash: yes\nArchitectures: all amd64\nComponents: {components}\nSHA256:\n",
-            date.trim().replace("+0000", "UTC")
-        );
+        let mut release = format!("{head}Acquire-By-Hash: yes\nComponents: {components}\nSHA256:\n");
         for (path, (digest, bytes)) in &sums {
             writeln!(release, " {digest} {bytes} {path}").unwrap();
         }
@@ -272,6 +274,12 @@ impl Drop for Repo {
         // gpg starts an agent that would outlive the directory.
         let _ = Command::new("gpgconf").arg("--homedir").arg(&self.gnupg).args(["--kill", "all"]).status();
     }
+}
+
+/// As a Release has it.
+fn release_date(seconds: i64) -> String {
+    let date = run(Command::new("date").args(["-u", "-R", "-d"]).arg(format!("@{seconds}")).env("LC_ALL", "C")).ok().out;
+    date.trim().replace("+0000", "UTC")
 }
 
 /// Bytes that look random and depend on `seed` alone (xorshift64* over FNV-1a).

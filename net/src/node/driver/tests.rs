@@ -120,6 +120,7 @@ async fn contacts_past_the_bound_wait_in_discovery() {
         seeds: vec!["crowd.test".to_owned()],
         links: None,
         name_servers: vec![name_server(records).await],
+        ..DiscoveryConfig::default()
     };
     let (dht, mut driver) = prepared(NodeOptions { discovery, ..options() }).await;
     while driver.contacts.len() < CONTACTS_MAX {

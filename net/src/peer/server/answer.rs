@@ -10,6 +10,7 @@ use crate::peer::{About, Audience, Partial, Shelved};
 use crate::swarm::FileShape;
 use crate::swarm::bits::Bits;
 use crate::swarm::piece_list::PieceList;
+use crate::told::How;
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{
@@ -18,8 +19,12 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 use poolfs_core::Digest;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Characters of a path that are shown to who watches.
+const SHOWN_PATH_CHARS_MAX: usize = 100;
 
 /// Seconds after which a full server is asked again.
 const RETRY_FULL_S: u32 = 1;
@@ -90,8 +95,24 @@ struct Question {
     if_range: Option<Vec<u8>>,
 }
 
+/// Answers one request, and says so to who watches.
+pub(super) async fn answer_telling(shared: &Arc<Shared>, near: bool, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    let range = request.headers().get(RANGE).map_or("", |range| range.to_str().unwrap_or("range?"));
+    // The path is the asker's text: as much of it as a path of ours has.
+    let path: String = request.uri().path().chars().take(SHOWN_PATH_CHARS_MAX).collect();
+    let asked = format!("{} {path} {range}", request.method()).trim_end().to_owned();
+    let response = answer(shared, near, request).await;
+    shared.told.say(peer, || How::Answer {
+        request: asked,
+        status: response.status().as_u16(),
+        bytes: response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok()),
+        is_member: response.headers().contains_key(AUTH_HEADER),
+    });
+    response
+}
+
 /// Answers one request. What goes wrong on the way is an answer too.
-pub(super) async fn answer(shared: &Arc<Shared>, near: bool, request: Request<Incoming>) -> Response<Body> {
+async fn answer(shared: &Arc<Shared>, near: bool, request: Request<Incoming>) -> Response<Body> {
     // Nothing asked here has a body, and none is read: the connection ends with the answer.
     if !request.body().is_end_stream() {
         let mut response = plain(StatusCode::BAD_REQUEST, "a request has no body\n");

@@ -4,6 +4,8 @@
 //! database by [`Book::save`], which blocks; losing it costs speed and a liar's memory, never right bytes.
 
 use crate::netdb::{NetDb, NetDbError};
+use crate::reputation::Conviction;
+use crate::swarm::FileShape;
 use crate::swarm::blame::{AddressRecord, Outcome, Verdicts, WasteBudget};
 use crate::swarm::rating::{Nearness, Rating, Ratings};
 use parking_lot::{Mutex, MutexGuard};
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
 
 /// Mirrors whose rating is kept; past that they are thought unknown.
 const MIRRORS_MAX: usize = 64;
@@ -75,6 +78,9 @@ pub struct PeerRow {
     pub false_lists: u32,
     /// Nothing is asked of its address until then, in Unix seconds; 0: it is not out.
     pub out_until: u64,
+    /// The key that signed the lists of pieces which it handed over, in hexadecimal digits.
+    #[serde(default)]
+    pub key: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,6 +99,10 @@ pub(super) struct Pages {
     pub(super) budget: WasteBudget,
     mirrors: HashMap<String, Rating>,
     given: BTreeMap<SocketAddr, Given>,
+    /// Under which key peers signed what they handed over. A `pv` is not signed, so what it says is not taken for that.
+    keys: BTreeMap<SocketAddr, [u8; 32]>,
+    /// Where it is told what was proved.
+    convictions: Option<mpsc::Sender<Conviction>>,
     histories: HashMap<Digest, History>,
     order: VecDeque<Digest>,
     history_pieces: usize,
@@ -109,6 +119,7 @@ pub(super) struct Pages {
 pub(super) struct Book {
     db: Option<Arc<NetDb>>,
     pages: Mutex<Pages>,
+    met: watch::Sender<u64>,
 }
 
 /// Where a peer seems to be: what addresses of no public network reach is near.
@@ -122,12 +133,22 @@ pub(super) fn nearness(address: IpAddr) -> Nearness {
 
 impl Book {
     /// Opens the book: with `db` as it was left, without one empty and never saved. Blocks for the disk.
-    pub(super) fn open(db: Option<Arc<NetDb>>, now_s: u64) -> Result<Self, NetDbError> {
-        let mut pages = Pages::default();
+    pub(super) fn open(db: Option<Arc<NetDb>>, convictions: Option<mpsc::Sender<Conviction>>, now_s: u64) -> Result<Self, NetDbError> {
+        let mut pages = Pages { convictions, ..Pages::default() };
         if let Some(db) = &db {
             pages.load(db, now_s)?;
         }
-        Ok(Self { db, pages: Mutex::new(pages) })
+        Ok(Self { db, pages: Mutex::new(pages), met: watch::Sender::new(0) })
+    }
+
+    /// Changes when peers were credited.
+    pub(super) fn met(&self) -> watch::Receiver<u64> {
+        self.met.subscribe()
+    }
+
+    /// Says that a download has rated its peers.
+    pub(super) fn rated(&self) {
+        self.met.send_modify(|times| *times += 1);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Pages> {
@@ -143,8 +164,9 @@ impl Book {
             pages.verdicts.expire(now_s);
             let given = |address: &SocketAddr| pages.given.get(address).copied().unwrap_or_default();
             let known: BTreeMap<&SocketAddr, &Rating> = pages.ratings.iter().collect();
-            let changed: Vec<(SocketAddr, Rating, Given)> =
-                pages.changed.iter().filter_map(|address| known.get(address).map(|rating| (*address, **rating, given(address)))).collect();
+            let key = |address: &SocketAddr| pages.keys.get(address).copied();
+            let row = |address: &SocketAddr| known.get(address).map(|rating| (*address, **rating, given(address), key(address)));
+            let changed: Vec<(SocketAddr, Rating, Given, Option<[u8; 32]>)> = pages.changed.iter().filter_map(row).collect();
             let gone: Vec<SocketAddr> = pages.saved.iter().filter(|address| !known.contains_key(address)).copied().collect();
             let known: BTreeSet<SocketAddr> = known.into_keys().copied().collect();
             pages.saved.retain(|address| known.contains(address));
@@ -157,10 +179,11 @@ impl Book {
             return Ok(());
         }
         db.db().transaction(|tx| {
-            for (address, rating, given) in &changed {
+            for (address, rating, given, key) in &changed {
                 let text = serde_json::to_string(rating).expect("plain values");
-                tx.prepare_cached("REPLACE INTO rating (address, port, rating, pieces, bytes) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                    .execute(params![octets(address.ip()), address.port(), text, given.pieces.cast_signed(), given.bytes.cast_signed()])?;
+                let (pieces, bytes) = (given.pieces.cast_signed(), given.bytes.cast_signed());
+                tx.prepare_cached("REPLACE INTO rating (address, port, rating, pieces, bytes, key) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+                    .execute(params![octets(address.ip()), address.port(), text, pieces, bytes, key])?;
             }
             for address in &gone {
                 tx.prepare_cached("DELETE FROM rating WHERE address = ?1 AND port = ?2")?
@@ -201,18 +224,21 @@ impl Pages {
             let (key, until) = row?;
             self.verdicts.restore_key(key, until.cast_unsigned(), now_s);
         }
-        let mut rows = reader.prepare("SELECT address, port, rating, pieces, bytes FROM rating")?;
+        let mut rows = reader.prepare("SELECT address, port, rating, pieces, bytes, key FROM rating")?;
         let rows = rows.query_map([], |row| {
-            Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, u16>(1)?, row.get::<_, String>(2)?, row.get::<_, i64>(3)?, row.get::<_, i64>(4)?))
+            let (address, port, text): (Vec<u8>, u16, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (pieces, bytes, key): (i64, i64, Option<[u8; 32]>) = (row.get(3)?, row.get(4)?, row.get(5)?);
+            Ok((address, port, text, pieces, bytes, key))
         })?;
         for row in rows {
-            let (address, port, text, pieces, bytes) = row?;
+            let (address, port, text, pieces, bytes, key) = row?;
             let Some(address) = ip_of(&address) else { continue };
             let peer = SocketAddr::new(address, port);
             self.saved.insert(peer);
             if let Ok(rating) = serde_json::from_str::<Rating>(&text) {
                 self.ratings.put(peer, rating);
                 self.given.insert(peer, Given { pieces: pieces.cast_unsigned(), bytes: bytes.cast_unsigned(), false_lists: 0 });
+                key.and_then(|key| self.keys.insert(peer, key));
             }
         }
         self.ratings.expire(now_s);
@@ -240,6 +266,7 @@ impl Pages {
         if self.given.len() > crate::swarm::rating::RATINGS_MAX {
             let known: BTreeSet<SocketAddr> = self.ratings.iter().map(|(peer, _)| *peer).collect();
             self.given.retain(|peer, _| known.contains(peer));
+            self.keys.retain(|peer, _| known.contains(peer));
             self.changed.retain(|peer| known.contains(peer));
         }
     }
@@ -258,14 +285,18 @@ impl Pages {
         self.mirrors.insert(host, rating);
     }
 
-    /// Takes down what a verified file proves. `who` gives the address of a source, if it has one.
+    /// Takes down what a verified file proves. `who` gives the address of a source, if it has one; `signer` only that of one who
+    /// signs the lists that it hands over. `is_public`: strangers may know that the file is here.
     pub(super) fn verified(
         &mut self,
-        file: Digest,
+        shape: &FileShape,
+        is_public: bool,
         outcome: &Outcome,
         who: impl Fn(crate::swarm::SourceId) -> Option<SocketAddr>,
+        signer: impl Fn(crate::swarm::SourceId) -> Option<SocketAddr>,
         now_s: u64,
     ) {
+        let file = shape.digest;
         for verdict in outcome.verdicts.iter().filter(|verdict| verdict.is_guilty()) {
             if let Some(peer) = who(verdict.source) {
                 tracing::debug!(%peer, %file, bad = verdict.bad, contradicted_itself = verdict.contradicted_itself, "gave bytes that the file does not hold");
@@ -273,19 +304,66 @@ impl Pages {
             }
         }
         for (source, list) in &outcome.false_lists {
-            if let Some(peer) = who(*source) {
+            if let Some(peer) = signer(*source) {
                 tracing::debug!(%peer, %file, "handed over a signed list that the file contradicts");
                 self.given.entry(peer).or_default().false_lists += 1;
                 self.forget_given();
             }
             self.verdicts.false_signature(list.signer, now_s);
             self.verdicts_changed = true;
+            let piece = list.pieces.iter().zip(&outcome.pieces).position(|(said, is)| said != is).unwrap_or(0);
+            let piece = u32::try_from(piece).unwrap_or(u32::MAX);
+            self.convict(Conviction::FalseList { shape: *shape, list: list.clone(), piece, is_public });
         }
+    }
+
+    /// Tells what was proved. A full queue leaves it untold: the verdict stands without.
+    fn convict(&self, conviction: Conviction) {
+        if let Some(convictions) = &self.convictions
+            && convictions.try_send(conviction).is_err()
+        {
+            tracing::debug!("what was proved of a peer is not told of");
+        }
+    }
+
+    /// Notes that this peer handed over something signed with this key, as its own.
+    pub(super) fn signed(&mut self, peer: SocketAddr, key: [u8; 32]) {
+        if self.keys.insert(peer, key) != Some(key) {
+            self.changed.insert(peer);
+        }
+        if self.keys.len() > crate::swarm::rating::RATINGS_MAX {
+            let known: BTreeSet<SocketAddr> = self.ratings.iter().map(|(peer, _)| *peer).collect();
+            self.keys.retain(|peer, _| known.contains(peer));
+        }
+    }
+
+    /// The keys of credited peers.
+    pub(super) fn credited_keys(&self, now_s: u64) -> Vec<[u8; 32]> {
+        let credited = self.ratings.iter().filter(|(_, rating)| rating.is_credited(now_s));
+        let keys: BTreeSet<[u8; 32]> = credited.filter_map(|(peer, _)| self.keys.get(peer).copied()).collect();
+        keys.into_iter().collect()
+    }
+
+    /// Takes the credit of all peers with this key away; returns of how many.
+    pub(super) fn doubt(&mut self, key: &[u8; 32], now_s: u64) -> usize {
+        let peers: Vec<SocketAddr> = self.keys.iter().filter(|(_, other)| *other == key).map(|(peer, _)| *peer).collect();
+        let mut count = 0;
+        for peer in peers {
+            let mut rating = self.rating(peer, now_s);
+            count += usize::from(rating.is_credited(now_s));
+            rating.discredit();
+            self.ratings.put(peer, rating);
+            self.changed.insert(peer);
+        }
+        count
     }
 
     pub(super) fn bad(&mut self, peer: SocketAddr, file: Digest, count: u32, now_s: u64) {
         self.verdicts_changed = true;
         if self.verdicts.bad(peer.ip(), file, count, now_s) {
+            if let Some(subject) = self.keys.get(&peer) {
+                self.convict(Conviction::FalseBytes { subject: *subject });
+            }
             tracing::info!(address = %peer.ip(), "gave wrong bytes again, and is asked for nothing for a while");
         }
     }
@@ -327,6 +405,7 @@ impl Pages {
                 bad: record.map_or(0, |record| u32::try_from(record.bad.len()).unwrap_or(u32::MAX)),
                 false_lists: given.false_lists,
                 out_until: record.map_or(0, |record| if record.out_until > now_s { record.out_until } else { 0 }),
+                key: self.keys.get(address).map(|key| Digest(*key).to_string()),
             }
         };
         let mut rows: Vec<PeerRow> = self.ratings.iter().map(row).collect();
@@ -369,7 +448,7 @@ mod tests {
     #[test]
     fn a_restart_keeps_verdicts_and_ratings() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || Book::open(Some(Arc::new(NetDb::open(dir.path()).unwrap())), NOW_S).unwrap();
+        let open = || Book::open(Some(Arc::new(NetDb::open(dir.path()).unwrap())), None, NOW_S).unwrap();
         let (good, liar): (SocketAddr, SocketAddr) = ("192.0.2.1:9977".parse().unwrap(), "[2001:db8::2]:9977".parse().unwrap());
         let book = open();
         {
@@ -378,6 +457,7 @@ mod tests {
             rating.succeeded(Duration::from_millis(7), 3e6, NOW_S);
             rating.credit(NOW_S);
             pages.rate(good, rating, 3, 786_432);
+            pages.signed(good, [3; 32]);
             pages.bad(liar, Digest::of(b"a"), 1, NOW_S);
             pages.bad(liar, Digest::of(b"b"), 1, NOW_S);
             pages.verdicts.false_signature([7; 32], NOW_S);
@@ -389,11 +469,35 @@ mod tests {
         let pages = book.lock();
         let after = pages.peers(NOW_S);
         assert_eq!((after.len(), after[0].address, after[0].pieces, after[0].bytes), (1, good, 3, 786_432));
+        assert_eq!(after[0].key, Some("03".repeat(32)));
+        assert_eq!(pages.credited_keys(NOW_S), [[3; 32]]);
         assert!(after[0].credited && (after[0].rate_bytes_s - before[0].rate_bytes_s).abs() < 1.0);
         assert!(pages.verdicts.address_is_out(liar.ip(), NOW_S + OUT_S_FIRST - 1));
         assert!(!pages.verdicts.address_is_out(liar.ip(), NOW_S + OUT_S_FIRST));
         assert!(pages.verdicts.key_is_out(&[7; 32], NOW_S + 1));
         assert!(!pages.verdicts.address_is_out(good.ip(), NOW_S));
+    }
+
+    /// A word of others takes the credit, and nothing more: who is out is out by this machine's own proof. It can be earned again.
+    #[test]
+    fn to_be_doubted_is_to_be_unknown() {
+        let mut pages = Pages::default();
+        let at = |n: u8| SocketAddr::from(([192, 0, 2, n], 9977));
+        for (n, key) in [(1, 7), (2, 7), (3, 8)] {
+            let mut rating = pages.rating(at(n), NOW_S);
+            rating.credit(NOW_S);
+            pages.rate(at(n), rating, 1, 1);
+            pages.signed(at(n), [key; 32]);
+        }
+        assert_eq!(pages.doubt(&[7; 32], NOW_S), 2);
+        assert_eq!(pages.doubt(&[7; 32], NOW_S), 0);
+        assert_eq!(pages.credited_keys(NOW_S), [[8; 32]]);
+        assert_eq!(pages.credited(8, NOW_S), [at(3)]);
+        assert!(!pages.verdicts.key_is_out(&[7; 32], NOW_S) && !pages.verdicts.address_is_out(at(1).ip(), NOW_S));
+        let mut rating = pages.rating(at(1), NOW_S);
+        rating.credit(NOW_S);
+        pages.rate(at(1), rating, 1, 1);
+        assert_eq!(pages.credited_keys(NOW_S).len(), 2);
     }
 
     /// A machine that meets many peers over the years must not keep a row of each.
@@ -403,7 +507,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let db = Arc::new(NetDb::open(dir.path()).unwrap());
         let rows = || -> i64 { db.db().reader().unwrap().query_row("SELECT count(*) FROM rating", [], |row| row.get(0)).unwrap() };
-        let open = |now_s| Book::open(Some(Arc::clone(&db)), now_s).unwrap();
+        let open = |now_s| Book::open(Some(Arc::clone(&db)), None, now_s).unwrap();
         let meet = |book: &Book, from: u32, count: u32, now_s: u64| {
             for n in from..from + count {
                 let peer = SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + n), 9977));

@@ -35,6 +35,12 @@ const LED_FLIGHTS_MAX: usize = 16;
 /// Bytes that are compared before it is said that the file is being worked on.
 const CHECKING_BYTES: u64 = 1024 * 1024;
 
+/// Pieces that are looked for in one search, each a lookup: who has one of them says what else it has.
+const PIECES_SOUGHT_MAX: usize = 8;
+
+/// Searches for pieces in one download.
+const PIECE_SEARCHES_MAX: u32 = 3;
+
 /// How long the pieces of a file that is had are given as those of an arriving one: until then it has got its name.
 const OFFERED_AFTER: Duration = Duration::from_secs(10);
 
@@ -94,6 +100,8 @@ pub(super) struct Told<'a> {
     swarm: &'a Swarm,
     digest: Digest,
     pub(super) announced: bool,
+    /// The pieces that may be announced besides.
+    of_pieces: HashSet<Digest>,
     pub(super) offered: bool,
     /// The file is had: what is offered stays so until the file itself is found by who gives.
     had: bool,
@@ -139,6 +147,8 @@ pub(super) struct Download<'a, 'b, T> {
     /// Strangers are not to hear of it.
     pub(super) fleet_only: bool,
     pub(super) hunting: bool,
+    /// Searches for pieces that were begun.
+    piece_searches: u32,
     pub(super) told: Told<'a>,
     pub(super) list: Option<Arc<PieceList>>,
     pub(super) led: Option<Led>,
@@ -149,6 +159,8 @@ pub(super) struct Download<'a, 'b, T> {
     /// The delivery that was sent to know when those before it are dealt with.
     marked: u64,
     contradictors: Vec<SourceId>,
+    /// Who passed on a list that somebody else signed.
+    relays: HashSet<SourceId>,
     checking_bytes: u64,
     end: Option<Result<(), NotHad>>,
 }
@@ -189,12 +201,14 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             hunt,
             fleet_only: want.fleet_only,
             hunting: !was_led,
-            told: Told { swarm, digest: shape.digest, announced, offered: false, had: false },
+            piece_searches: 0,
+            told: Told { swarm, digest: shape.digest, announced, of_pieces: HashSet::new(), offered: false, had: false },
             list: None,
             led: start.fleet.map(|download| Led::new(download, shape.pieces())),
             arriving: HashSet::new(),
             marked: 0,
             contradictors: Vec::new(),
+            relays: HashSet::new(),
             checking_bytes: 0,
             end: None,
         };
@@ -293,7 +307,9 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                     Some(holder) => self.add_peer(holder),
                     None => {
                         self.hunting = false;
-                        self.turn(|schedule, turn| schedule.no_more_sources(turn));
+                        if !self.seek_pieces() {
+                            self.turn(|schedule, turn| schedule.no_more_sources(turn));
+                        }
                     }
                 },
                 () = sleep_until(timeout.unwrap_or_else(std_now).into()), if room && timeout.is_some() => {
@@ -304,6 +320,31 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 }
             }
         }
+    }
+
+    /// Looks for who announces pieces that no peer is known to have, once a signed list says what they are. Returns whether it does.
+    ///
+    /// Their holders have nothing else in common by which they could be found, where they announce pieces only.
+    fn seek_pieces(&mut self) -> bool {
+        let (Some(list), true, None) = (&self.list, self.told.announced, &self.led) else { return false };
+        let unheld: HashSet<Digest> = self.schedule.unheld().into_iter().map(|piece| list.pieces[piece as usize]).collect();
+        if self.hunting || unheld.is_empty() || self.piece_searches >= PIECE_SEARCHES_MAX || !self.schedule.more_sources() {
+            return false;
+        }
+        // Of a long file not every piece is told of: then any that is leads to holders, who say what else they have.
+        let mut pieces = list.told();
+        if pieces.iter().any(|piece| unheld.contains(piece)) {
+            pieces.retain(|piece| unheld.contains(piece));
+        }
+        pieces = pieces.into_iter().skip(self.piece_searches as usize * PIECES_SOUGHT_MAX).take(PIECES_SOUGHT_MAX).collect();
+        if pieces.is_empty() {
+            return false;
+        }
+        tracing::debug!(digest = %self.shape.digest, pieces = pieces.len(), "looking for holders of pieces");
+        self.piece_searches += 1;
+        self.hunt.go_on(self.swarm.parts.finder.find_pieces(pieces));
+        self.hunting = true;
+        true
     }
 
     /// Whether there is a slot for what the fleet says; what is left to others needs none.
@@ -460,6 +501,11 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 }
             }
             Event::List(source, Some(list)) => {
+                if matches!(self.whom.get(source.index()), Some(Whom::Peer(_, false))) {
+                    self.relays.insert(source);
+                } else if let Some(peer) = self.peer(source) {
+                    self.swarm.book.lock().signed(peer, list.signer);
+                }
                 let out = self.swarm.book.lock().verdicts.key_is_out(&list.signer, now_s());
                 if !out {
                     self.turn(|schedule, turn| schedule.list(source, list, turn));
@@ -545,6 +591,9 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             if self.kept.settled(piece, digest) {
                 if self.list.as_ref().is_some_and(|list| list.pieces.get(piece as usize) == Some(&digest)) {
                     self.swarm.parts.partials.arrived(&self.shape.digest, piece);
+                    if self.told.announced && self.told.of_pieces.contains(&digest) {
+                        self.swarm.parts.announcer.checked(self.shape.digest, &[digest]);
+                    }
                 }
                 self.give_to_fleet(piece, digest);
             }
@@ -561,16 +610,25 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
         self.list = used.cloned().map(Arc::new);
         let (Some(list), Some(file), true) = (&self.list, &self.incoming, self.told.announced) else {
             self.swarm.parts.partials.remove(&self.shape.digest);
+            if self.told.announced {
+                self.swarm.parts.announcer.unchecked(self.shape.digest);
+            }
             return;
         };
         let mut have = Bits::none(self.shape.pieces());
+        self.told.of_pieces = list.told().into_iter().collect();
+        let mut checked = Vec::new();
         for (piece, digest) in (0u32..).zip(&list.pieces) {
             if self.kept.is_settled(piece, digest) {
                 have.set(piece);
+                checked.extend(Some(*digest).filter(|digest| self.told.of_pieces.contains(digest)));
             }
         }
+        self.swarm.parts.announcer.unchecked(self.shape.digest);
+        self.swarm.parts.announcer.checked(self.shape.digest, &checked);
         let partial = Partial { file: Arc::clone(file), shape: self.shape, list: Arc::clone(list), have, fleet_only: false };
         self.told.offered |= self.swarm.parts.partials.put(partial);
+        self.seek_pieces();
     }
 
     fn hash(&mut self, job: HashJob) {
@@ -609,7 +667,9 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             verdict.bad = verdict.bad.saturating_sub(u32::try_from(excused).unwrap_or(u32::MAX));
             verdict.contradicted_itself &= self.vouches(verdict.source);
         }
-        self.swarm.book.lock().verified(self.shape.digest, &outcome, |source| self.peer(source), now_s());
+        let signer = |source| self.peer(source).filter(|_| !self.relays.contains(&source));
+        let is_public = self.told.announced;
+        self.swarm.book.lock().verified(&self.shape, is_public, &outcome, |source| self.peer(source), signer, now_s());
         self.contradictors.clear();
         self.told.had = true;
         if self.end.is_none() {
@@ -619,6 +679,11 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
 
     /// Puts what was learned of the sources into the book.
     fn record(&mut self) {
+        self.write_down();
+        self.swarm.book.rated();
+    }
+
+    fn write_down(&mut self) {
         let mut book = self.swarm.book.lock();
         for report in self.schedule.report() {
             match &self.whom[report.source.index()] {

@@ -57,6 +57,12 @@ impl Hunt {
         Self { shape, client, book, known, found: Some(found), probes: JoinSet::new(), seen: HashSet::new(), ends }
     }
 
+    /// Goes on with the holders of single pieces, who are all asked what they have.
+    pub(super) fn go_on(&mut self, found: mpsc::Receiver<FoundPeer>) {
+        self.found = Some(found);
+        self.ends = Instant::now() + SEARCH_MAX;
+    }
+
     /// A search that finds nobody.
     pub(super) fn none(shape: FileShape, swarm: &Swarm) -> Self {
         let nobody = mpsc::channel(1).1;

@@ -6,6 +6,8 @@
 mod crowds;
 mod fake;
 mod hostile;
+mod pieces;
+mod statements;
 
 use super::*;
 use crate::mirror::MirrorLimits;
@@ -27,7 +29,7 @@ fn file() -> Vec<u8> {
 }
 
 #[derive(Default)]
-struct Announced(Mutex<Vec<(Digest, bool)>>);
+struct Announced(Mutex<Vec<(Digest, bool)>>, Mutex<Vec<Digest>>);
 
 impl Announcer for Announced {
     fn begun(&self, digest: Digest, _size: u64) {
@@ -36,6 +38,14 @@ impl Announcer for Announced {
 
     fn ended(&self, digest: Digest) {
         self.0.lock().push((digest, false));
+    }
+
+    fn checked(&self, _: Digest, pieces: &[Digest]) {
+        self.1.lock().extend(pieces);
+    }
+
+    fn unchecked(&self, _: Digest) {
+        self.1.lock().clear();
     }
 }
 
@@ -69,11 +79,20 @@ impl Got {
 
 impl Lab {
     fn new(peers: &[&FakePeer]) -> Self {
-        Self::on(peers, false, None)
+        Self::set_up(peers, false, None, None)
     }
 
     /// On a network with strangers or not, and in a fleet or not.
     fn on(peers: &[&FakePeer], public: bool, fleet: Option<Fleet>) -> Self {
+        Self::set_up(peers, public, fleet, None)
+    }
+
+    /// Telling what is proved.
+    fn telling(peers: &[&FakePeer], convictions: Option<mpsc::Sender<Conviction>>) -> Self {
+        Self::set_up(peers, false, None, convictions)
+    }
+
+    fn set_up(peers: &[&FakePeer], public: bool, fleet: Option<Fleet>, convictions: Option<mpsc::Sender<Conviction>>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (finder, announced, partials) = (Arc::<FakeFinder>::default(), Arc::<Announced>::default(), Arc::<Partials>::default());
         *finder.found.lock() = peers.iter().map(|peer| peer.found()).collect();
@@ -89,6 +108,7 @@ impl Lab {
             spill_dir: dir.path().to_owned(),
             public,
             fleet,
+            convictions,
         };
         let swarm = Swarm::new(parts).unwrap();
         Self { dir, finder, announced, partials, swarm }

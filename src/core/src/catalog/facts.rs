@@ -153,6 +153,13 @@ impl Judging<'_> {
         Ok(discretion::judge(&self.facts(digest, size, before, arriving)?.0, self.now))
     }
 
+    /// Whether a security suite names a package with this digest.
+    pub fn is_security_update(&self, digest: &Digest) -> Result<bool, CatalogError> {
+        let found = self.catalog.rows("substr(p.digest, 1, 8) = substr(?1, 1, 8) AND p.digest = ?1", &digest.0[..])?;
+        let is_security = |release: &str| self.standing.releases.get(release).is_some_and(|suite| suite.release.is_security);
+        Ok(found.iter().any(|found| is_security(&found.release)))
+    }
+
     /// As [`Self::verdict`], to be kept.
     pub fn decide(&self, digest: &Digest, size: u64, before: &Before) -> Result<Decision, CatalogError> {
         let (facts, origin) = self.facts(digest, size, before, false)?;
@@ -229,6 +236,12 @@ impl Judging<'_> {
 
     /// The advisory that names a version.
     fn advisory(&self, source: (&str, &str), binary: (&str, &str), suite: Option<&Suite>) -> Option<String> {
+        if source.0.is_empty() {
+            return None; // Of an index.
+        }
+        if self.advised.is_pending {
+            return Some("perhaps an advisory that is still being read".to_owned());
+        }
         let none = BTreeSet::new();
         let releases = suite.map_or(&none, |suite| &suite.families);
         let asked = Asked { releases, source, binary, unfixed: self.advised.unfixed };

@@ -4,6 +4,7 @@
 
 use super::super::{FoundPeer, Holds};
 use crate::swarm::FileShape;
+use crate::swarm::bits::Bits;
 use crate::swarm::driver::Finder;
 use crate::swarm::piece_list::PieceList;
 use ed25519_dalek::SigningKey;
@@ -75,6 +76,8 @@ struct Serving {
     shape: FileShape,
     fault: Fault,
     list: Option<Vec<u8>>,
+    /// The pieces that it says it has.
+    has: Bits,
     asked: Arc<Mutex<Vec<u32>>>,
     sent_bytes: Arc<AtomicUsize>,
     at_once: AtomicUsize,
@@ -88,13 +91,22 @@ impl FakePeer {
 
     /// With a list that this key signs over the pieces of `listed`.
     pub(crate) async fn with_list(file: &[u8], fault: Fault, list: Option<(&[u8], [u8; 32])>) -> Self {
+        Self::with_part(file, 0..u32::MAX, fault, list).await
+    }
+
+    /// The same of one who has these pieces only.
+    pub(crate) async fn with_part(file: &[u8], part: std::ops::Range<u32>, fault: Fault, list: Option<(&[u8], [u8; 32])>) -> Self {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let [_, b, c, d] = (n + 1).to_be_bytes();
-        Self::at([127, b, c, d], file, fault, list).await
+        Self::part_at([127, b, c, d], file, part, fault, list).await
     }
 
     /// At this address.
     pub(crate) async fn at(address: [u8; 4], file: &[u8], fault: Fault, list: Option<(&[u8], [u8; 32])>) -> Self {
+        Self::part_at(address, file, 0..u32::MAX, fault, list).await
+    }
+
+    async fn part_at(address: [u8; 4], file: &[u8], part: std::ops::Range<u32>, fault: Fault, list: Option<(&[u8], [u8; 32])>) -> Self {
         let listener = TcpListener::bind((std::net::Ipv4Addr::from(address), 0)).await.unwrap();
         let contact = listener.local_addr().unwrap();
         let shape = FileShape::of(Digest::of(file), file.len() as u64);
@@ -105,11 +117,14 @@ impl FakePeer {
         });
         let (asked, sent_bytes) = (Arc::<Mutex<Vec<u32>>>::default(), Arc::<AtomicUsize>::default());
         let at_once_max = Arc::<AtomicUsize>::default();
+        let mut has = Bits::none(shape.pieces());
+        part.take_while(|piece| *piece < shape.pieces()).for_each(|piece| has.set(piece));
         let serving = Arc::new(Serving {
             file: file.to_owned(),
             shape,
             fault,
             list,
+            has,
             asked: Arc::clone(&asked),
             sent_bytes: Arc::clone(&sent_bytes),
             at_once: AtomicUsize::new(0),
@@ -135,6 +150,11 @@ impl FakePeer {
 
     pub(crate) fn found(&self) -> FoundPeer {
         FoundPeer { contact: self.contact, key: None, holds: Holds::All }
+    }
+
+    /// As one who says that it has a part.
+    pub(crate) fn found_part(&self) -> FoundPeer {
+        FoundPeer { holds: Holds::Part, ..self.found() }
     }
 
     pub(crate) fn pieces(&self) -> usize {
@@ -178,7 +198,7 @@ async fn serve(mut stream: TcpStream, serving: Arc<Serving>) -> bool {
         }
         let answer = match &serving.list {
             Some(list) if path.starts_with("/v1/pieces/") => full(list),
-            _ if path.starts_with("/v1/have/") => full(crate::swarm::bits::Bits::all(serving.shape.pieces()).as_bytes()),
+            _ if path.starts_with("/v1/have/") => full(serving.has.as_bytes()),
             _ => not_found,
         };
         if stream.write_all(&answer).await.is_err() {
@@ -234,6 +254,7 @@ async fn piece(stream: &mut TcpStream, serving: &Serving, start: usize, last: us
         }
         Fault::Stalls => std::future::pending().await,
         Fault::Dies(after) if nth > *after => return Next::Die,
+        _ if !serving.has.has(index) => (code, body, send) = (404, Vec::new(), 0),
         Fault::NotFound => (code, body, send) = (404, Vec::new(), 0),
         Fault::Full(times) if nth <= *times => {
             range = "Retry-After: 1\r\n".to_owned();
@@ -275,12 +296,24 @@ pub(crate) struct FakeFinder {
     pub(crate) found: Mutex<Vec<FoundPeer>>,
     pub(crate) median: Mutex<Option<Duration>>,
     pub(crate) searches: AtomicUsize,
+    /// Who announces which piece, and what was sought.
+    pub(crate) of_pieces: Mutex<Vec<(Digest, FoundPeer)>>,
+    pub(crate) sought: Mutex<Vec<Vec<Digest>>>,
 }
 
 impl Finder for FakeFinder {
     fn find(&self, _digest: Digest, _size: u64) -> mpsc::Receiver<FoundPeer> {
         self.searches.fetch_add(1, Ordering::Relaxed);
         let found = self.found.lock().clone();
+        let (tell, told) = mpsc::channel(found.len().max(1));
+        found.into_iter().for_each(|peer| tell.try_send(peer).unwrap());
+        told
+    }
+
+    fn find_pieces(&self, pieces: Vec<Digest>) -> mpsc::Receiver<FoundPeer> {
+        let holders = self.of_pieces.lock();
+        let found: Vec<FoundPeer> = holders.iter().filter(|(piece, _)| pieces.contains(piece)).map(|(_, peer)| *peer).collect();
+        self.sought.lock().push(pieces);
         let (tell, told) = mpsc::channel(found.len().max(1));
         found.into_iter().for_each(|peer| tell.try_send(peer).unwrap());
         told

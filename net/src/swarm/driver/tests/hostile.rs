@@ -203,16 +203,16 @@ async fn a_mirrors_broken_connection_is_no_failure() {
 async fn what_strangers_are_not_to_hear_of() {
     let file = file();
     let peers = honest(&file, 1).await;
-    for status in [None, Some(503)] {
+    for (status, repair) in [(None, false), (Some(503), false), (None, true), (Some(503), true)] {
         let mirror = TestServer::start(status.map_or(MirrorFault::None, MirrorFault::Status), &file).await;
         let lab = Lab::new(&refs(&peers));
         let want = SwarmWant {
             digest: Digest::of(&file),
             size: file.len() as u64,
             urls: vec![MirrorUrl { url: mirror.url(), proxy: None, immutable: true, private: false }],
-            missing: (0..12).collect(),
+            missing: if repair { vec![2] } else { (0..12).collect() },
             incoming: None,
-            repair: false,
+            repair,
             fleet_only: true,
         };
         let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
@@ -223,7 +223,7 @@ async fn what_strangers_are_not_to_hear_of() {
         };
         let taking = async { while deliveries.recv().await.is_some() {} };
         let (result, ()) = tokio::join!(fetching, taking);
-        assert_eq!(result.is_ok(), status.is_none(), "{result:?}");
+        assert_eq!(result.is_ok(), status.is_none(), "repair {repair}: {result:?}");
         assert_eq!((peers[0].pieces(), lab.finder.searches.load(Ordering::Relaxed)), (0, 0));
         assert!(lab.announced.0.lock().is_empty() && lab.partials.is_empty());
     }
