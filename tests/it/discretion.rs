@@ -1,6 +1,7 @@
 //! What a machine gives and tells of what it has: nothing that is private, superseded, or named by lists that are old.
 
 mod advised;
+mod debian;
 mod watch;
 
 use crate::harness::crowd::{Crowd, Terms, await_status};
@@ -148,6 +149,19 @@ impl Recorder {
     fn saw_key(&self, digest: &Digest, from: usize) -> bool {
         let key = digest.file_key();
         fs::read(&self.file).unwrap()[from..].windows(key.len()).any(|window| window == key)
+    }
+
+    /// How much was recorded, whole frames only.
+    fn bytes(&self) -> usize {
+        let all = fs::read(&self.file).unwrap();
+        let mut at = 0;
+        while let Some(length) = all.get(at..at + 4).map(|length| u32::from_be_bytes(length.try_into().unwrap()) as usize) {
+            if at + 4 + length > all.len() {
+                break;
+            }
+            at += 4 + length;
+        }
+        at
     }
 
     /// What this address sent from the node's port, from byte `from` of the record on: to whom, and the payload.

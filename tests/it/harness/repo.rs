@@ -231,6 +231,18 @@ impl Repo {
         self.publish_suite(suite, "main", &packed, &BTreeMap::new());
     }
 
+    /// Makes a Release of a suite of Debian's, with this label, whose one list has these stanzas of Debian's own; dated so, in seconds since
+    /// 1970, and valid so long.
+    pub(crate) fn publish_real(&mut self, suite: &str, label: &str, stanzas: &str, date_s: i64, until_s: Option<i64>) {
+        let packed = BTreeMap::from([("main/binary-amd64/Packages".to_owned(), stanzas.as_bytes().to_vec())]);
+        let until = until_s.map_or_else(String::new, |until_s| format!("Valid-Until: {}\n", release_date(until_s)));
+        let head = format!(
+            "Origin: Debian\nLabel: {label}\nSuite: {suite}\nCodename: {suite}\nDate: {}\n{until}Architectures: amd64\n",
+            release_date(date_s)
+        );
+        self.sign_suite(suite, &head, "main", &packed, &BTreeMap::new());
+    }
+
     fn publish_suite(&mut self, name: &str, components: &str, packed: &BTreeMap<String, Vec<u8>>, plain: &BTreeMap<String, Vec<u8>>) {
         let date = 1_700_000_000 + i64::try_from(self.releases).unwrap() * 60;
         self.releases += 1;
