@@ -7,7 +7,7 @@ use crate::krpc::statement::Kind;
 use crate::node::{Dht, NodeOptions};
 use crate::peer::{Audience, Near, PeerServer, ServerLimits, ServerParts, Shelf, Shelved};
 use crate::reputation::ledger::Standing;
-use crate::reputation::{Conviction, KeptProofs, NodeFacts, ReputationParts, ShelfTruth, Task, Telling, place};
+use crate::reputation::{Conviction, KeptProofs, NodeFacts, READS_PER_HOUR, ReputationParts, ShelfTruth, Task, Telling, place};
 use ed25519_dalek::SigningKey;
 use poolfs_core::Sums;
 use std::io::Write as _;
@@ -240,7 +240,7 @@ async fn sybils_change_nothing() {
     }
     assert_eq!(reader.lab.swarm.credited_keys(), [subject]);
     let before = reader.lab.swarm.peers();
-    for _ in 0..20 {
+    for _ in 0..READS_PER_HOUR {
         reader.task.forget_reads();
         reader.task.read_due().await;
     }
@@ -249,7 +249,7 @@ async fn sybils_change_nothing() {
     let standings = reader.standings();
     let has_no_weight = |standing: &Standing| matches!(standing, Standing::Unproved | Standing::Unavailable | Standing::NoCopy);
     assert!(!standings.is_empty() && standings.iter().all(has_no_weight), "{standings:?}");
-    assert!(reader.task.is_spent(), "twenty looks are more than an hour has");
+    assert!(reader.task.is_spent(), "no look was free");
     for node in &nodes {
         node.shutdown().await;
     }
