@@ -487,6 +487,7 @@ impl Daemon {
     fn status(&self, net: NetStatus) -> Result<Status> {
         let stats = self.mounts.lock().stats()?;
         let hashed = stats.iter().map(|mount| mount.files_hashed).sum();
+        let objects_short_bytes = stats.iter().map(|mount| mount.objects_short_bytes).max().unwrap_or(0);
         let mut withheld_by = stats.iter().map(|mount| self.store.kept_back(mount.role)).collect::<Result<Vec<_>, _>>()?.into_iter();
         let mounts = stats.into_iter().map(|mount| MountStatus {
             withheld_by: withheld_by.next().unwrap_or_default(),
@@ -519,6 +520,7 @@ impl Daemon {
             hashed,
             objects_bytes: self.objects.bytes(),
             objects_quota_bytes: self.objects.quota(),
+            objects_short_bytes,
             node: net.node,
             fleet_members: net.fleet_members,
             fleet_told: net.fleet_told,

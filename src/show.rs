@@ -61,6 +61,12 @@ pub fn status(status: &Status) {
         HumanBytes(status.objects_bytes),
         HumanBytes(status.objects_quota_bytes)
     );
+    if status.objects_short_bytes > 0 {
+        println!(
+            "  kept packages leave a tenth of the disk free: {} more would have to be, and until then none is kept",
+            HumanBytes(status.objects_short_bytes)
+        );
+    }
     let bytes = status.bytes;
     println!(
         "received: {} from mirrors, {} from peers, {} from deltas",

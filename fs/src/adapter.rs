@@ -5,7 +5,7 @@
 
 use crate::attr::{Attr, SetAttr, SetTime, Time};
 use crate::errno::FsError;
-use crate::tree::{Answer, Caller, Entry, Tree};
+use crate::tree::{Answer, Caller, Entry, Opened, Tree};
 use fuser::{
     AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
@@ -212,8 +212,12 @@ fn send_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     }
 }
 
-fn open_flags(keep_cache: bool) -> FopenFlags {
-    if keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+fn open_flags(opened: Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    // A close(2) that has nothing to tell us is not waited for.
+    flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.writes);
+    flags
 }
 
 #[allow(clippy::too_many_arguments, reason = "the trait is fuser's")]
@@ -346,7 +350,7 @@ impl Filesystem for Adapter {
             span,
             reply,
             || self.tree.open(ino.0, flags.0),
-            |reply, opened| reply.opened(FileHandle(opened.fh), open_flags(opened.keep_cache)),
+            |reply, opened| reply.opened(FileHandle(opened.fh), open_flags(opened)),
         );
     }
 
@@ -506,8 +510,7 @@ impl Filesystem for Adapter {
             reply,
             || self.tree.create(parent.0, name, mode, flags, &caller(request)),
             |reply, (entry, opened)| {
-                let flags = open_flags(opened.keep_cache);
-                reply.created(&entry.ttl, &file_attr(&entry.attr), GENERATION, FileHandle(opened.fh), flags);
+                reply.created(&entry.ttl, &file_attr(&entry.attr), GENERATION, FileHandle(opened.fh), open_flags(opened));
             },
         );
     }

@@ -32,6 +32,8 @@ pub(crate) struct Node {
     pub(crate) ghost: Option<Arc<Ghost>>,
     /// What is known of the bytes; only used for regular files.
     pub(crate) content: Content,
+    /// The change time, seconds and nanoseconds, at which the backing inode was seen to have no extended attributes.
+    pub(crate) bare_since: Mutex<Option<(i64, i64)>>,
 }
 
 impl Node {
@@ -40,7 +42,7 @@ impl Node {
         if let Some(backing) = backing {
             cell.set(backing).expect("a new cell is empty");
         }
-        Arc::new(Self { id, backing: cell, ghost, content: Content::default() })
+        Arc::new(Self { id, backing: cell, ghost, content: Content::default(), bare_since: Mutex::new(None) })
     }
 
     /// The backing inode, unless the node is still a ghost.

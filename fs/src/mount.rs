@@ -337,6 +337,8 @@ pub struct MountStats {
     pub blocks_mended: u64,
     /// Files hashed from first to last byte since the start.
     pub files_hashed: u64,
+    /// Bytes that are missing of the part of this file system that objects leave free; while any are, no removed file is kept.
+    pub objects_short_bytes: u64,
 }
 
 /// One directory that is mounted and served.
@@ -635,6 +637,7 @@ impl Mount {
             blocks_bad: counters.blocks_bad.load(Ordering::Relaxed),
             blocks_mended: counters.blocks_mended.load(Ordering::Relaxed),
             files_hashed: counters.files_hashed.load(Ordering::Relaxed),
+            objects_short_bytes: self.tree.short_bytes(),
         })
     }
 

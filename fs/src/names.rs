@@ -122,7 +122,9 @@ pub fn arrived(catalog: &Catalog, lists: BorrowedFd<'_>, name: &[u8]) -> Vec<Ent
         match &err {
             // Half of it, or a page that asks for a login: apt judges it next.
             ArrivalError::Release { .. } | ArrivalError::Other { .. } => tracing::debug!("{err}"),
-            ArrivalError::Read { .. } | ArrivalError::Pdiff { .. } => tracing::warn!("{err}; apt fetches what it names"),
+            ArrivalError::Read { .. } | ArrivalError::Lists { .. } | ArrivalError::Pdiff { .. } => {
+                tracing::warn!("{err}; apt fetches what it names")
+            }
         }
         Vec::new()
     })

@@ -125,9 +125,14 @@ impl Updates {
         self.ahead.insert(digest, fetching)
     }
 
-    /// What is fetched ahead and not wanted any more.
-    pub(crate) fn unwanted(&mut self, wanted: impl Fn(&Digest) -> bool) -> Vec<Fetching> {
-        self.ahead.extract_if(|digest, _| !wanted(digest)).map(|(_, fetching)| fetching).collect()
+    /// What is fetched ahead.
+    pub(crate) fn ahead(&self) -> Vec<Digest> {
+        self.ahead.keys().copied().collect()
+    }
+
+    /// Gives up what is fetched ahead and not wanted any more. The answer is to be dropped outside of the lock.
+    pub(crate) fn unwanted(&mut self, digests: &[Digest]) -> Vec<Fetching> {
+        digests.iter().filter_map(|digest| self.ahead.remove(digest)).collect()
     }
 
     /// apt has a file of `size` bytes from poolfs. The answer is to be dropped outside of the lock.

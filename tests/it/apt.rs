@@ -368,11 +368,19 @@ fn a_plan_that_does_not_fit_is_apts_to_refuse() {
     fs::create_dir_all(machine.cache_dir()).unwrap();
     machine.up();
     machine.update();
+    assert_eq!(machine.status().objects_short_bytes, 0);
     mirror.forget_log();
     machine.apt_get(&["install", "-y", "-d", "huge"]).failed().says("You don't have enough free space");
     assert_eq!(mirror.debs_asked_by(Client::Poolfs), 0, "{:#?}", mirror.log());
     machine.apt_get(&["install", "-y", "-d", "small"]).ok();
     crate::harness::assert_holds(&machine.archives().join(small.archive_name()), &small.bytes);
     assert_eq!(mirror.debs_asked_by(Client::Apt), 0, "{:#?}", mirror.log());
+    // While less than a tenth of the disk is free nothing that apt removes is kept, and the status says so.
+    fs::write(machine.archives().join("ballast"), vec![1; 37 << 20]).unwrap();
+    let status = machine.status();
+    assert!(status.objects_short_bytes > 0, "{status:#?}");
+    machine.poolfs(&["status"]).ok().says("leave a tenth of the disk free");
+    fs::remove_file(machine.archives().join(small.archive_name())).unwrap();
+    assert_eq!(machine.status().objects_bytes, 0);
     report("apt::full_disk", "apt refuses the plan itself, 0 bytes fetched; the next plan that fits: 0 GETs of packages by apt");
 }

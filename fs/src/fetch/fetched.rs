@@ -1,8 +1,8 @@
 //! A file whose digest matched, on its way to its place.
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use poolfs_core::piece::{self, BLOCK_BYTES, PIECE_BYTES};
-use poolfs_core::store::{self, Partial, Provenance, Replace, Stamp, StoreError, TEMP_PREFIX};
+use poolfs_core::store::{self, Partial, Provenance, Replace, Staged, Stamp, StoreError, TEMP_PREFIX};
 use poolfs_core::{BlockSum, Sums};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::ffi::{OsStr, OsString};
@@ -43,37 +43,45 @@ impl Fetched {
     /// [`io::ErrorKind::AlreadyExists`] and stays as it is; after an error the file can still be placed. The caller records
     /// it under its name.
     pub fn place(&self, to_dir: BorrowedFd<'_>, to_name: &OsStr) -> io::Result<Stamp> {
-        let mut placed = self.placed.lock();
-        if *placed {
-            drop(placed);
-            self.copy(to_dir, to_name)?;
-        } else {
-            self.partial.place(to_dir, to_name, Replace::Never).map_err(io_error)?;
-            *placed = true;
-            // The daemon's umask may have taken bits that apt's own user needs.
-            rustix::fs::chmodat(to_dir, to_name, Mode::from_raw_mode(0o644), AtFlags::empty())?;
-        }
-        Ok(Stamp::of(&rustix::fs::statat(to_dir, to_name, AtFlags::SYMLINK_NOFOLLOW)?))
+        let mut staging = self.stage(to_dir)?;
+        let stamp = staging.name(to_name)?;
+        staging.finish()?;
+        Ok(stamp)
     }
 
-    fn copy(&self, to_dir: BorrowedFd<'_>, to_name: &OsStr) -> io::Result<()> {
+    /// The first of the three steps of [`Fetched::place`]: all that has to be written and waited for before the file can have
+    /// its name.
+    pub fn stage<'a>(&'a self, to_dir: BorrowedFd<'a>) -> io::Result<Staging<'a>> {
+        let placed = self.placed.lock();
+        let how = if *placed {
+            drop(placed);
+            How::Copy(Copied { to_dir, temp: Some(self.copy(to_dir)?) })
+        } else {
+            How::Move(placed, self.partial.stage(to_dir).map_err(io_error)?)
+        };
+        Ok(Staging { how })
+    }
+
+    /// A copy in that directory, flushed; the answer is its name.
+    fn copy(&self, to_dir: BorrowedFd<'_>) -> io::Result<OsString> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let temp = OsString::from(format!("{TEMP_PREFIX}fetched-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(to_dir, &temp, flags, Mode::from_raw_mode(0o644))?);
         let done = rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))
             .map_err(io::Error::from)
-            .and_then(|()| self.write_to(file))
-            .and_then(|()| store::place(to_dir, &temp, to_dir, to_name, Replace::Never));
-        if done.is_err() {
+            .and_then(|()| self.write_to(&file))
+            .and_then(|()| file.sync_all());
+        if let Err(err) = done {
             // The first error is the one to tell; what stays is swept at the next start.
             let _ = rustix::fs::unlinkat(to_dir, &temp, AtFlags::empty());
+            return Err(err);
         }
-        done
+        Ok(temp)
     }
 
     /// Writes the bytes, each block checked: the file left our hands when it was first placed.
-    fn write_to(&self, mut file: File) -> io::Result<()> {
+    fn write_to(&self, mut file: &File) -> io::Result<()> {
         for index in 0..self.partial.piece_count() {
             let bytes = self.partial.read_piece(index).map_err(io_error)?.unwrap_or_default();
             let blocks = u64::from(index) * u64::from(PIECE_BYTES / BLOCK_BYTES)..;
@@ -90,6 +98,61 @@ impl Fetched {
             file.write_all(&bytes)?;
         }
         Ok(())
+    }
+}
+
+/// A verified file that is on the disk of the directory where it is wanted, one rename away from its name.
+#[derive(Debug)]
+pub struct Staging<'a> {
+    how: How<'a>,
+}
+
+#[derive(Debug)]
+enum How<'a> {
+    Move(MutexGuard<'a, bool>, Staged<'a>),
+    Copy(Copied<'a>),
+}
+
+#[derive(Debug)]
+struct Copied<'a> {
+    to_dir: BorrowedFd<'a>,
+    /// Until it has its own name.
+    temp: Option<OsString>,
+}
+
+impl Drop for Copied<'_> {
+    fn drop(&mut self) {
+        if let Some(temp) = &self.temp {
+            // What stays is swept at the next start.
+            let _ = rustix::fs::unlinkat(self.to_dir, temp, AtFlags::empty());
+        }
+    }
+}
+
+impl Staging<'_> {
+    /// Gives the file its name, once. Until [`Staging::finish`] a power loss may take it back.
+    pub fn name(&mut self, to_name: &OsStr) -> io::Result<Stamp> {
+        match &mut self.how {
+            How::Move(placed, staged) => {
+                let stamp = staged.name(to_name, Replace::Never).map_err(io_error)?;
+                **placed = true;
+                Ok(stamp)
+            }
+            How::Copy(copied) => {
+                let Some(temp) = &copied.temp else { return Err(io::ErrorKind::InvalidInput.into()) };
+                store::rename(copied.to_dir, temp, copied.to_dir, to_name, Replace::Never)?;
+                copied.temp = None;
+                Ok(Stamp::of(&rustix::fs::statat(copied.to_dir, to_name, AtFlags::SYMLINK_NOFOLLOW)?))
+            }
+        }
+    }
+
+    /// Waits until the name is on the disk.
+    pub fn finish(self) -> io::Result<()> {
+        match self.how {
+            How::Move(_, staged) => staged.finish().map_err(io_error),
+            How::Copy(copied) => store::flush_directory(copied.to_dir),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::supply::Wound;
 use parking_lot::RwLockReadGuard;
 use poolfs_core::catalog::Entry;
 use poolfs_core::piece::{self, BLOCK_BYTES, PIECE_BYTES};
-use poolfs_core::store::{Provenance, Sharing, Stamp, State, TEMP_PREFIX};
+use poolfs_core::store::{Provenance, Sharing, Stamp, State, StoreError, TEMP_PREFIX};
 use poolfs_core::{BlockSum, Role, Summer, Sums};
 use rustix::fs::{AtFlags, FileType, OFlags, Timestamps};
 use rustix::io::Errno;
@@ -196,14 +196,17 @@ impl Tree {
         let dir = link.parent.real()?.open_dir()?;
         let temp = OsString::from(format!("{TEMP_PREFIX}replace-{}", old.key.ino));
         fetched.place(dir.as_fd(), &temp)?;
-        let _names = self.names_lock.write();
         let (new, _) = Backing::pin(dir.as_fd(), &temp)?;
         let stat = super::ghosts::dress(&new, entry, &SetAttr::default())?;
-        rustix::fs::renameat(&dir, &temp, &dir, &link.name)?;
-        rustix::fs::fsync(&dir)?;
-        self.table.unnamed(old.key, link.parent.id, &link.name);
-        let (stamp, sharing) = (Stamp::of(&stat), self.sharing(fetched.sums(), std::slice::from_ref(&link)));
-        Ok(self.parts.store.record(self.role, &link.path, stamp, fetched.sums(), sharing, fetched.provenance())?)
+        {
+            let _names = self.names_lock.write();
+            rustix::fs::renameat(&dir, &temp, &dir, &link.name)?;
+            self.table.unnamed(old.key, link.parent.id, &link.name);
+            let (stamp, sharing) = (Stamp::of(&stat), self.sharing(fetched.sums(), std::slice::from_ref(&link)));
+            self.parts.store.record(self.role, &link.path, stamp, fetched.sums(), sharing, fetched.provenance())?;
+        }
+        // Whoever asked learns of it when it would outlive a power loss.
+        Ok(rustix::fs::fsync(&dir)?)
     }
 
     /// Hashes the file on this thread and records what it is. `Some`: what it only seems to be.
@@ -399,12 +402,21 @@ impl Tree {
             }
         }
         let backing = node.real()?;
-        let _names = self.names_lock.read();
-        for link in self.table.links(node.id) {
-            // The old record's time will not fit the file any more, so after a death it is hashed again all the same.
-            if let Err(err) = self.parts.store.begin_writing(self.role, &link.path, backing.key.ino) {
-                self.note_lost_record("a beginning change could not be recorded", &err.into());
+        let lost = |err: StoreError| self.note_lost_record("a beginning change could not be recorded", &err.into());
+        let mut was_whole = false;
+        {
+            let _names = self.names_lock.read();
+            for link in self.table.links(node.id) {
+                // The old record's time will not fit the file any more, so after a death it is hashed again all the same.
+                match self.parts.store.begin_writing(self.role, &link.path, backing.key.ino) {
+                    Ok(whole) => was_whole |= whole,
+                    Err(err) => lost(err),
+                }
             }
+        }
+        // The disk is waited for without the names: whoever looks something up would wait too.
+        if was_whole && let Err(err) = self.parts.store.flush_to_disk() {
+            lost(err);
         }
         let mut state = node.content.state.lock();
         state.set(Claim::Writing);

@@ -147,7 +147,9 @@ impl Tree {
                     None => Ok(()),
                 })
             }
-            Claim::Writing => node.backing().map_or(Ok(()), |backing| self.parts.store.begin_writing(self.role, &path, backing.key.ino)),
+            Claim::Writing => {
+                node.backing().map_or(Ok(()), |backing| self.parts.store.begin_writing(self.role, &path, backing.key.ino).map(|_| ()))
+            }
             // Without a record it is hashed when it is opened or scanned.
             Claim::Known(_) | Claim::Unread | Claim::Nothing => Ok(()),
         };
@@ -344,7 +346,7 @@ impl Tree {
     /// As [`Self::readdir`], looking each name up. A name that is gone by now is left out.
     pub fn readdirplus(self: &Arc<Self>, fh: u64, offset: u64, mut add: impl FnMut(&DirPlusEntry) -> bool) -> Result<(), FsError> {
         let (handle, entries) = self.listing(fh, offset)?;
-        for dir in rest(&entries, offset) {
+        for (index, dir) in rest(&entries, offset).iter().enumerate() {
             if dir.name == "." || dir.name == ".." {
                 let stat = handle.node.real()?.stat()?;
                 let entry = self.entry(&handle.node, &stat);
@@ -355,10 +357,13 @@ impl Tree {
             }
             let entry = match self.look_up_real(&handle.node, &dir.name) {
                 Ok((node, stat)) => self.entry(&node, &stat),
-                Err(_) => match self.look_up_listed(&handle.node, &dir.name) {
+                Err(FsError::Backing(Errno::NOENT)) => match self.look_up_listed(&handle.node, &dir.name) {
                     Some(entry) => entry,
                     None => continue,
                 },
+                // A file that is there must not be missing from a listing: whoever goes on from here is told.
+                Err(err) if index == 0 => return Err(err),
+                Err(_) => break,
             };
             if add(&DirPlusEntry { dir: dir.clone(), entry }) {
                 // It did not fit, so the kernel does not learn of this lookup.

@@ -18,6 +18,8 @@ pub struct Opened {
     pub fh: u64,
     /// Whether what the kernel has cached of it is still right.
     pub keep_cache: bool,
+    /// Whether it was opened for writing: then [`Tree::flush`] wants to be told of each close.
+    pub writes: bool,
 }
 
 /// Flags that are the kernel's business, or would change what a positioned read or write does.
@@ -90,7 +92,7 @@ impl Tree {
         // dpkg opens one package after the other while it fills the disk with what is in them.
         self.leave_room();
         let fh = self.add_handle(node, file, writes, lock);
-        Ok(Opened { fh, keep_cache })
+        Ok(Opened { fh, keep_cache, writes })
     }
 
     fn add_handle(&self, node: &Arc<Node>, file: File, writes: bool, lock: bool) -> u64 {
@@ -152,7 +154,7 @@ impl Tree {
             return Err(err);
         }
         let fh = self.add_handle(&made.node, file, writes(flags), lock);
-        Ok((made.entry, Opened { fh, keep_cache: false }))
+        Ok((made.entry, Opened { fh, keep_cache: false, writes: writes(flags) }))
     }
 
     /// Reads up to `size` bytes at `offset`; fewer only at the end of the file.

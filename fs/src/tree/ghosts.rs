@@ -15,7 +15,7 @@ use crate::source::Purpose;
 use crate::update::Origin;
 use poolfs_core::Role;
 use poolfs_core::catalog::{Entry as Listed, Vanished};
-use poolfs_core::store::Stamp;
+use poolfs_core::store::{self, Stamp};
 use rustix::fs::{OFlags, Stat, Timestamps};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -200,6 +200,7 @@ impl Tree {
         let opened = dir.real()?.open_dir()?;
         match self.parts.objects.take(&listed.digest, opened.as_fd(), name) {
             Ok(Some(taken)) => {
+                store::flush_directory(opened.as_fd())?;
                 let (node, _) = self.look_up_real(dir, name)?;
                 let backing = node.real()?;
                 let stat = dress(backing, listed, &SetAttr::default())?;
@@ -328,9 +329,14 @@ impl Tree {
             }
             // Opened, since a directory is brought to the disk through a descriptor that is more than O_PATH.
             let opened = dir.open_dir()?;
-            // Nobody may find the name, or move it away, before it leads to this node.
+            let misplaced = |err: std::io::Error| undeliverable(ghost, &format!("it could not be put in place: {err}"));
+            let mut staging = fetched.stage(opened.as_fd()).map_err(misplaced)?;
+            // Nobody may find the name, or move it away, before it leads to this node. The disk is waited for before and after:
+            // whoever looks something up waits for this lock.
             let names = tree.names_lock.write();
-            let recorded = match fetched.place(opened.as_fd(), &ghost.name) {
+            let named = staging.name(&ghost.name);
+            let is_named = named.is_ok();
+            let recorded = match named {
                 // Removed while it was being placed: the name is not to come back.
                 Ok(_) if removed() => {
                     rustix::fs::unlinkat(dir.fd(), &*ghost.name, rustix::fs::AtFlags::empty())?;
@@ -345,9 +351,12 @@ impl Tree {
                     let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
                     tree.embody(&node, ghost, backing, None)
                 }
-                Err(err) => Err(undeliverable(ghost, &format!("it could not be put in place: {err}"))),
+                Err(err) => Err(misplaced(err)),
             };
             drop(names);
+            if is_named {
+                staging.finish().map_err(misplaced)?;
+            }
             if let Some(stamp) = recorded? {
                 tree.record_verified(&node, Arc::clone(fetched.sums()), stamp, fetched.provenance());
                 tree.note_placed(ghost, Origin::Fetched(fetched.provenance()));
@@ -364,7 +373,10 @@ impl Tree {
             return Ok(false);
         }
         let dir = ghost.dir.real()?.open_dir()?;
-        // Nobody may find the name, or move it away, before it leads to this node.
+        if !self.parts.objects.flush(&ghost.entry.digest)? {
+            return Ok(false);
+        }
+        // Nobody may find the name, or move it away, before it leads to this node. The disk is waited for before and after.
         let names = self.names_lock.write();
         match self.parts.objects.take(&ghost.entry.digest, dir.as_fd(), &ghost.name) {
             Ok(Some(taken)) => {
@@ -375,6 +387,7 @@ impl Tree {
                 }
                 let recorded = self.embody(node, ghost, backing, Some(taken.stamp))?;
                 drop(names);
+                store::flush_directory(dir.as_fd()).map_err(|err| undeliverable(ghost, &format!("it could not be put in place: {err}")))?;
                 if let Some(stamp) = recorded {
                     self.record_verified(node, taken.sums, stamp, taken.provenance);
                     self.note_placed(ghost, Origin::Kept);
@@ -478,7 +491,7 @@ impl Tree {
         node.content.state.lock().opens += 1;
         let handle = Handle { node: Arc::clone(node), file: OnceLock::new(), writes: false, lock: false, ghost: true };
         // Without it the kernel would wait here for pages that an earlier reader has asked for and that are not there yet.
-        Ok(Some(Opened { fh: self.handles.add(handle), keep_cache: joins }))
+        Ok(Some(Opened { fh: self.handles.add(handle), keep_cache: joins, writes: false }))
     }
 
     /// Reads through a handle that was opened on a ghost.

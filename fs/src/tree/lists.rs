@@ -118,7 +118,11 @@ impl Tree {
             if !committed {
                 let known = |digest: &_| self.parts.names.by_digest(digest).is_ok_and(|entry| entry.is_some());
                 let wanted = |digest: &_| known(digest) || self.parts.names.arriving_by_digest(digest).is_some();
-                drop(self.updates.lock().unwanted(wanted));
+                // The catalog is asked outside of the lock: it may have to read from the disk.
+                let mut unwanted = self.updates.lock().ahead();
+                unwanted.retain(|digest| !wanted(digest));
+                let given_up = self.updates.lock().unwanted(&unwanted);
+                drop(given_up);
             }
         }
         if let (Some(name), None) = (from.filter(|from| !from.contains(&b'/')), to) {

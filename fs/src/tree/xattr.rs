@@ -1,6 +1,7 @@
 //! Extended attributes: poolfs's own, and the backing file's.
 
 use super::Tree;
+use crate::backing::Backing;
 use crate::content::Claim;
 use crate::errno::FsError;
 use crate::inode::Node;
@@ -26,6 +27,27 @@ fn is_reserved(name: &OsStr) -> bool {
     name.as_bytes().starts_with(RESERVED)
 }
 
+/// For how long a change time must be over before it tells that nothing was changed since: it may be as coarse as a tick, and
+/// some file systems keep whole seconds, or two of them.
+const CTIME_SETTLED_S: i64 = 5;
+
+/// Whether the backing file has no attributes at all, which `ls -l` asks twice of every file.
+fn is_bare(node: &Node, backing: &Backing, now_s: i64) -> Result<bool, FsError> {
+    let stat = backing.stat()?;
+    let ctime = (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0));
+    let mut bare_since = node.bare_since.lock();
+    if *bare_since == Some(ctime) {
+        return Ok(true);
+    }
+    if ctime.0.saturating_add(CTIME_SETTLED_S) > now_s {
+        return Ok(false);
+    }
+    // Where the names cannot be had, who asks for a value is told why.
+    let bare = backing.xattr_names().is_ok_and(|names| names.is_empty());
+    *bare_since = bare.then_some(ctime);
+    Ok(bare)
+}
+
 impl Tree {
     /// The value of an attribute.
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>, FsError> {
@@ -34,9 +56,10 @@ impl Tree {
             let own = self.own_attributes(&node)?;
             return own.into_iter().find(|(own, _)| name == *own).map(|(_, value)| value.into_bytes()).ok_or(Errno::NODATA.into());
         }
+        let now_s = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
         match node.backing() {
-            Some(backing) => Ok(backing.xattr(name)?),
-            None => Err(Errno::NODATA.into()),
+            Some(backing) if !is_bare(&node, backing, now_s)? => Ok(backing.xattr(name)?),
+            _ => Err(Errno::NODATA.into()),
         }
     }
 
@@ -101,5 +124,39 @@ impl Tree {
                 ]
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::inode::Table;
+    use std::fs::File;
+
+    /// An attribute that somebody sets behind the mount must be seen, however long the file had none.
+    #[test]
+    fn a_file_is_bare_until_its_change_time_says_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"bytes").unwrap();
+        let (root, _) = Backing::of_fd(File::open(dir.path()).unwrap().into()).unwrap();
+        let table = Table::new(root);
+        let root = std::sync::Arc::clone(table.root());
+        let (backing, stat) = Backing::pin(root.real().unwrap().fd(), OsStr::new("file")).unwrap();
+        let node = table.look_up(backing, root.id, OsStr::new("file"));
+        let backing = node.real().unwrap();
+        let late = stat.st_ctime + CTIME_SETTLED_S;
+        assert!(!is_bare(&node, backing, late - 1).unwrap(), "it may be changed once more in the same moment");
+        assert!(is_bare(&node, backing, late).unwrap());
+        assert!(is_bare(&node, backing, 0).unwrap(), "known by now");
+        // Until the clock's tick lets the time change.
+        while backing.stat().unwrap().st_ctime_nsec == stat.st_ctime_nsec && backing.stat().unwrap().st_ctime == stat.st_ctime {
+            match backing.set_xattr(OsStr::new("user.test"), b"value", XattrFlags::empty()) {
+                Err(Errno::NOTSUP) => return println!("skipped: no attributes on this file system"),
+                set => set.unwrap(),
+            }
+        }
+        assert!(!is_bare(&node, backing, late + 60).unwrap());
+        assert!(!is_bare(&node, backing, 0).unwrap());
     }
 }

@@ -26,13 +26,13 @@
 //!
 //! | operation | order | left by a crash in between |
 //! |---|---|---|
-//! | write | [`Store::begin_writing`] before the first byte; write; hash; [`Store::record`] | state `writing`: hashed again. Where a record of a whole file is overwritten in place, `begin_writing` is forced to the disk, since a lost one would let the old sums "repair" the new bytes away |
+//! | write | [`Store::begin_writing`] before the first byte; write; hash; [`Store::record`] | state `writing`: hashed again. Where a whole file is overwritten in place, `begin_writing` is forced to the disk ([`Store::flush_to_disk`]), since a lost one would let the old sums "repair" the new bytes away |
 //! | place a download | pieces written; `fsync`; whole digest checked; rename to its name; `fsync` of the directory; only then is apt told; [`Store::record`]; the row of `incoming` goes | before the rename: a download to resume. After it: a whole file without a record, hashed at open; the row without a file is dropped by [`Incoming::open`] |
 //! | place across file systems | copy to a temporary name in the target directory; `fsync`; rename; `fsync` of the directory; unlink of the source | a file named [`TEMP_PREFIX`]...: [`sweep`] removes it; or source and target both, each whole |
 //! | a piece arrives | bytes written, then its bit | a piece too few. After power loss the bit may have outlived the bytes: the whole digest finds it, and the file is not renamed |
 //! | a piece again | its bit cleared, bytes written, its bit | a piece too few |
 //! | keep as object | rename into `objects/`; row | a file without a row: [`Objects::unrecorded`], hashed by [`Objects::adopt`] or evicted first |
-//! | object to a name | rename out (with both `fsync`s); row deleted | a row without a file: dropped by [`Objects::open`]; the placed file has no record and is hashed |
+//! | object to a name | `fsync`; rename out; row deleted; `fsync` of the directory; only then is apt told | a row without a file: dropped by [`Objects::open`]; the placed file has no record and is hashed; or, with the rename not on the disk, a file without a row as above |
 //! | evict | unlink; row deleted | a row without a file |
 //! | rename, exchange, unlink | the backing directory first, then the record | a record without a file (removed by the start's comparison), a file without a record (hashed), or a record whose inode differs (hashed) |
 //!
@@ -53,10 +53,10 @@ mod place;
 mod shared;
 
 pub use evict::Evicted;
-pub use incoming::{Incoming, Partial, Progress, SIZE_BYTES_MAX};
+pub use incoming::{Incoming, Partial, Progress, SIZE_BYTES_MAX, Staged};
 pub use judged::{Changed, Decision, KeptBack, Origin};
 pub use objects::{Kind, Lease, Objects, OpenObject, Taken};
-pub use place::{Replace, TEMP_PREFIX, copy, place, sweep};
+pub use place::{Replace, TEMP_PREFIX, copy, flush_directory, place, rename, sweep};
 pub use shared::{Shared, SharedTo};
 
 use crate::db::{Db, DbError};

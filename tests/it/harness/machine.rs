@@ -127,6 +127,10 @@ pub(crate) struct Status {
     pub(crate) last_update: Option<Update>,
     pub(crate) catalog_entries: u64,
     pub(crate) hashed: u64,
+    /// Bytes of kept packages.
+    pub(crate) objects_bytes: u64,
+    /// Bytes that would have to be free before more are kept.
+    pub(crate) objects_short_bytes: u64,
     /// Live members of the fleet, this machine among them.
     #[serde(default)]
     pub(crate) fleet_members: u64,

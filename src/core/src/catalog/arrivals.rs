@@ -13,7 +13,7 @@ use super::{Catalog, Configured, Entry};
 use crate::Digest;
 use parking_lot::RwLock;
 use rustix::fs::{AtFlags, Mode, OFlags};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -30,6 +30,12 @@ pub enum ArrivalError {
     Read {
         /// The file.
         name: String,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
+    /// What is in `lists/` cannot be seen.
+    #[error("lists/: {source}")]
+    Lists {
         /// What the kernel says.
         source: std::io::Error,
     },
@@ -218,9 +224,11 @@ impl Catalog {
                 }
             }
         }
+        // Read before the lock is taken: lookups wait for it.
+        let here = Here::read(lists).map_err(|source| ArrivalError::Lists { source })?;
         let mut table = self.arrivals.table.write();
         let before = table.committed.get(&suite.inrelease_name).map(|committed| &committed.indexes);
-        let expected = pending.indexes.expected(before, |name| has_list(lists, name));
+        let expected = pending.indexes.expected(before, |name| here.has(name));
         table.pending.insert(suite.inrelease_name.clone(), pending);
         Ok(expected)
     }
@@ -275,7 +283,8 @@ impl Catalog {
     /// Somebody with apt's lock found nothing under `name` in `lists/`. Returns what he will ask for if no form of that list
     /// is there.
     pub fn index_missed(&self, lists: BorrowedFd<'_>, name: &[u8]) -> Option<Entry> {
-        self.arrivals.table.read().current().find_map(|indexes| indexes.missing(name, |name| has_list(lists, name)))
+        let candidates: Vec<(String, Entry)> = self.arrivals.table.read().current().filter_map(|indexes| indexes.missing(name)).collect();
+        candidates.into_iter().find(|(list, _)| !has_list(lists, list)).map(|(_, entry)| entry)
     }
 }
 
@@ -288,6 +297,21 @@ fn one(mut entries: impl Iterator<Item = Entry>) -> Option<Entry> {
         first.urls.extend(new);
     }
     Some(first)
+}
+
+/// The names in `lists/`, as they were at one moment.
+struct Here(HashSet<Vec<u8>>);
+
+impl Here {
+    fn read(lists: BorrowedFd<'_>) -> std::io::Result<Self> {
+        let names = rustix::fs::Dir::read_from(lists)?.map(|entry| Ok(entry?.file_name().to_bytes().to_vec()));
+        names.collect::<std::io::Result<_>>().map(Self)
+    }
+
+    /// Whether an index was there in any form.
+    fn has(&self, name: &str) -> bool {
+        super::forms::Form::ALL.into_iter().any(|form| self.0.contains(format!("{name}{}", form.suffix()).as_bytes()))
+    }
 }
 
 /// Whether an index is in `lists/` in any form.

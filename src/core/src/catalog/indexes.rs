@@ -451,11 +451,11 @@ impl Indexes {
         expected
     }
 
-    /// What apt will ask for if it finds nothing under `name` in `lists/`, the name of an index in any form.
-    pub(super) fn missing(&self, name: &[u8], is_here: impl Fn(&str) -> bool) -> Option<Entry> {
+    /// The list that an index in any form is of, by its name in `lists/`, and what apt will ask for if no form of it is there.
+    pub(super) fn missing(&self, name: &[u8]) -> Option<(String, Entry)> {
         let name = std::str::from_utf8(name).ok()?;
         let list = &self.lists[*self.by_list.get(plain_path(name))?];
-        list.first.filter(|_| !list.is_empty && !is_here(&list.name)).map(|at| self.made(at))
+        list.first.filter(|_| !list.is_empty).map(|at| (list.name.clone(), self.made(at)))
     }
 }
 

@@ -41,11 +41,11 @@ impl Store {
 
     /// Says that the file with this inode is about to be written: call it before the first byte reaches the backing file.
     ///
-    /// From here to [`Store::record`] the file counts as unverified. Where a whole file is overwritten in place this waits
-    /// for the disk; for a new file it does not.
-    pub fn begin_writing(&self, role: Role, path: &[u8], inode: u64) -> Result<(), StoreError> {
+    /// From here to [`Store::record`] the file counts as unverified. The answer is whether a whole file is overwritten in place:
+    /// then [`Store::flush_to_disk`] comes before the first byte, too.
+    pub fn begin_writing(&self, role: Role, path: &[u8], inode: u64) -> Result<bool, StoreError> {
         let now = self.now();
-        let durable = self.file(role, path)?.is_some_and(|record| record.state != State::Writing);
+        let was_whole = self.file(role, path)?.is_some_and(|record| record.state != State::Writing);
         let body = |db: &Transaction<'_>| {
             db.prepare_cached(
                 "INSERT INTO files (role, path, state, digest, size, mtime_ns, inode, sharing, source, verified_at, used_at)
@@ -60,12 +60,17 @@ impl Store {
             crash_point("begin_writing.uncommitted");
             Ok(())
         };
-        if !durable {
-            return self.write(body);
-        }
-        let done = self.db.durable_transaction(body).map_err(|err| self.db.explain(err).into());
-        self.changed();
-        done
+        self.write(body).map(|()| was_whole)
+    }
+
+    /// Waits until all that was said so far would outlive a power loss: milliseconds to tens of them.
+    pub fn flush_to_disk(&self) -> Result<(), StoreError> {
+        // What a durable transaction waits for is the whole log before it; it has to change something itself.
+        let rewritten = self.db.durable_transaction(|db| {
+            let version: u32 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+            db.pragma_update(None, "user_version", version)
+        });
+        rewritten.map_err(|err| self.db.explain(err).into())
     }
 
     /// Records a file whose bytes have just been hashed as `clean`.
@@ -105,7 +110,7 @@ impl Store {
     pub fn set_state(&self, role: Role, path: &[u8], state: State) -> Result<bool, StoreError> {
         match state {
             State::Writing => match self.file(role, path)? {
-                Some(record) => self.begin_writing(role, path, record.stamp.inode).map(|()| true),
+                Some(record) => self.begin_writing(role, path, record.stamp.inode).map(|_| true),
                 None => Ok(false),
             },
             State::Clean | State::Damaged => self.write(|db| {

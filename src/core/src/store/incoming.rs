@@ -191,6 +191,10 @@ impl Partial {
         self.size
     }
 
+    fn file_name(&self) -> OsString {
+        OsString::from(self.digest.to_string())
+    }
+
     /// How many pieces the file has.
     pub fn piece_count(&self) -> u32 {
         self.pieces.lock().bits.count
@@ -275,13 +279,28 @@ impl Partial {
     ///
     /// The order is the one of [`place()`](super::place()); the caller records the file after this returns.
     pub fn place(&self, to_dir: BorrowedFd<'_>, to_name: &OsStr, replace: Replace) -> Result<Stamp, StoreError> {
-        let name = OsString::from(self.digest.to_string());
-        let failed = |err| StoreError::io("place the download as", place::shown(to_name))(err);
-        place::place(self.incoming.dir.as_fd(), &name, to_dir, to_name, replace).map_err(failed)?;
-        crash_point("incoming.placed");
-        let stat = rustix::fs::statat(to_dir, to_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|err| failed(err.into()))?;
-        self.incoming.delete_row(&self.digest)?;
-        Ok(Stamp::of(&stat))
+        let mut staged = self.stage(to_dir)?;
+        let stamp = staged.name(to_name, replace)?;
+        staged.finish()?;
+        Ok(stamp)
+    }
+
+    /// The first of the three steps of [`Partial::place`], and the one that takes longest: flushes the file, or copies it to
+    /// the file system where it is wanted.
+    pub fn stage<'a>(&'a self, to_dir: BorrowedFd<'a>) -> Result<Staged<'a>, StoreError> {
+        let failed = |err| StoreError::io("flush the download", self.digest)(err);
+        // The daemon's umask may have taken bits that apt's own user needs.
+        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(0o644)).map_err(|err| failed(err.into()))?;
+        let device = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(|err| failed(err.into()));
+        let mut staged = Staged { partial: self, to_dir, copy: None, was_copied: false };
+        if device(self.file.as_fd())? == device(to_dir)? {
+            self.file.sync_all().map_err(failed)?;
+            crash_point("stage.synced");
+        } else {
+            staged.copy = Some(place::copy_unnamed(&self.file, to_dir).map_err(failed)?);
+            crash_point("stage.copied");
+        }
+        Ok(staged)
     }
 
     /// Gives the download up and removes its bytes.
@@ -295,6 +314,53 @@ impl Partial {
         })?;
         pieces.unsaved = 0;
         Ok(())
+    }
+}
+
+/// A download that is on the disk where it is wanted, one rename away from its name.
+#[derive(Debug)]
+pub struct Staged<'a> {
+    partial: &'a Partial,
+    to_dir: BorrowedFd<'a>,
+    /// The copy's name, where `incoming/` lies on another file system, until it has its own.
+    copy: Option<OsString>,
+    was_copied: bool,
+}
+
+impl Staged<'_> {
+    /// Gives the file its name. Until [`Staged::finish`] a power loss may take it back.
+    pub fn name(&mut self, to_name: &OsStr, replace: Replace) -> Result<Stamp, StoreError> {
+        let failed = |err: Errno| StoreError::io("place the download as", place::shown(to_name))(err.into());
+        let named = match &self.copy {
+            Some(copy) => place::rename(self.to_dir, copy, self.to_dir, to_name, replace),
+            None => place::rename(self.partial.incoming.dir.as_fd(), &self.partial.file_name(), self.to_dir, to_name, replace),
+        };
+        named.map_err(failed)?;
+        self.was_copied = self.copy.take().is_some();
+        crash_point("stage.named");
+        let stat = rustix::fs::statat(self.to_dir, to_name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        Ok(Stamp::of(&stat))
+    }
+
+    /// Waits until the name is on the disk. The download is over.
+    pub fn finish(self) -> Result<(), StoreError> {
+        place::flush_directory(self.to_dir).map_err(StoreError::io("flush the directory of the download", self.partial.digest))?;
+        if self.was_copied {
+            remove(self.partial.incoming.dir.as_fd(), &self.partial.file_name())?;
+        }
+        crash_point("incoming.placed");
+        self.partial.incoming.delete_row(&self.partial.digest)
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if let Some(copy) = &self.copy
+            && let Err(err) = rustix::fs::unlinkat(self.to_dir, copy, AtFlags::empty())
+        {
+            // Swept at the next start.
+            tracing::debug!("{}: {err}", place::shown(copy));
+        }
     }
 }
 

@@ -230,7 +230,16 @@ impl Objects {
         })
     }
 
-    /// Moves an object to a name in a covered directory, durably; it is an object no longer. The caller records it.
+    /// Brings an object's bytes to the disk, so that a [`Objects::take`] that follows has little to wait for. `false` if there is
+    /// none.
+    pub fn flush(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let Some(object) = self.open_object(digest)? else { return Ok(false) };
+        object.file.sync_all().map_err(StoreError::io("flush the object", digest))?;
+        Ok(true)
+    }
+
+    /// Moves an object to a name in a covered directory; it is an object no longer. The caller records it, and waits for
+    /// [`flush_directory`](super::flush_directory) before he tells anybody that it is there.
     ///
     /// `None` if there is none, or if the file is not the one that was put here (then it is dropped). An existing
     /// `to_name` is an error and changes nothing.
@@ -239,7 +248,13 @@ impl Objects {
         let Some((row, sums)) = self.checked(&mut shelf, digest)? else { return Ok(None) };
         let name = OsString::from(digest.to_string());
         let failed = |err| StoreError::io("place an object as", place::shown(to_name))(err);
-        place::place(self.dir.as_fd(), &name, to_dir, to_name, Replace::Never).map_err(failed)?;
+        let file = place::open_regular(self.dir.as_fd(), &name).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        crash_point("take.synced");
+        match place::rename(self.dir.as_fd(), &name, to_dir, to_name, Replace::Never) {
+            Err(Errno::XDEV) => place::place(self.dir.as_fd(), &name, to_dir, to_name, Replace::Never).map_err(failed)?,
+            other => other.map_err(|err| failed(err.into()))?,
+        }
         crash_point("take.placed");
         shelf.bytes = shelf.bytes.saturating_sub(row.stamp.size);
         let stat = rustix::fs::statat(to_dir, to_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|err| failed(err.into()))?;

@@ -40,7 +40,12 @@ pub fn place(from_dir: BorrowedFd<'_>, from: &OsStr, to_dir: BorrowedFd<'_>, to:
         other => other?,
     }
     crash_point("place.renamed");
-    Ok(rustix::fs::fsync(to_dir)?)
+    flush_directory(to_dir)
+}
+
+/// Waits until a directory's names would outlive a power loss.
+pub fn flush_directory(dir: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::fsync(dir)?)
 }
 
 /// As [`place`], but the source stays; shares the blocks where the file system can.
@@ -77,7 +82,7 @@ fn sweep_one(dir: BorrowedFd<'_>) -> io::Result<usize> {
 }
 
 /// Renames within one file system. `Replace::Never` holds also where the file system knows no `RENAME_NOREPLACE`.
-pub(super) fn rename(from_dir: BorrowedFd<'_>, from: &OsStr, to_dir: BorrowedFd<'_>, to: &OsStr, replace: Replace) -> Result<(), Errno> {
+pub fn rename(from_dir: BorrowedFd<'_>, from: &OsStr, to_dir: BorrowedFd<'_>, to: &OsStr, replace: Replace) -> Result<(), Errno> {
     if replace == Replace::Yes {
         return rustix::fs::renameat(from_dir, from, to_dir, to);
     }
@@ -99,21 +104,28 @@ pub(super) fn open_regular(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File
     Ok(File::from(fd))
 }
 
-fn copy_from(source: &File, to_dir: BorrowedFd<'_>, to: &OsStr, replace: Replace) -> io::Result<()> {
-    if replace == Replace::Never && rustix::fs::statat(to_dir, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-        return Err(Errno::EXIST.into()); // Before a gigabyte is copied in vain; the rename below decides.
-    }
+/// Copies a file into a directory under a temporary name, which is the answer, and flushes it.
+pub(super) fn copy_unnamed(source: &File, to_dir: BorrowedFd<'_>) -> io::Result<OsString> {
     let (temp, target) = create_temp(to_dir)?;
-    let done = fill(source, &target).and_then(|()| {
-        crash_point("place.filled");
-        Ok(rename(to_dir, &temp, to_dir, to, replace)?)
-    });
-    if let Err(err) = done {
+    if let Err(err) = fill(source, &target) {
         // The first error is the one to tell; what is left here goes at the next start.
         let _left = rustix::fs::unlinkat(to_dir, &temp, AtFlags::empty());
         return Err(err);
     }
-    Ok(rustix::fs::fsync(to_dir)?)
+    crash_point("place.filled");
+    Ok(temp)
+}
+
+fn copy_from(source: &File, to_dir: BorrowedFd<'_>, to: &OsStr, replace: Replace) -> io::Result<()> {
+    if replace == Replace::Never && rustix::fs::statat(to_dir, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        return Err(Errno::EXIST.into()); // Before a gigabyte is copied in vain; the rename below decides.
+    }
+    let temp = copy_unnamed(source, to_dir)?;
+    if let Err(err) = rename(to_dir, &temp, to_dir, to, replace) {
+        let _left = rustix::fs::unlinkat(to_dir, &temp, AtFlags::empty());
+        return Err(err.into());
+    }
+    flush_directory(to_dir)
 }
 
 fn create_temp(dir: BorrowedFd<'_>) -> io::Result<(OsString, File)> {
