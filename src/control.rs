@@ -156,8 +156,8 @@ pub struct Status {
     pub objects_bytes: u64,
     /// Bytes that it may hold.
     pub objects_quota_bytes: u64,
-    /// Bytes that are missing to the tenth of the disk that `objects/` leaves free for apt and dpkg; while any are, nothing more is
-    /// kept there, whatever the quota.
+    /// Bytes that are missing to the tenth of the disk, or 8 GiB, that `objects/` leaves free for apt and dpkg; while any are,
+    /// nothing more is kept there, whatever the quota.
     #[serde(default)]
     pub objects_short_bytes: u64,
     /// The DHT's node; `None` where it does not run.

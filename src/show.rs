@@ -63,7 +63,7 @@ pub fn status(status: &Status) {
     );
     if status.objects_short_bytes > 0 {
         println!(
-            "  kept packages leave a tenth of the disk free: {} more would have to be, and until then none is kept",
+            "  kept packages leave a tenth of the disk free, at most 8 GiB: {} more would have to be, and until then none is kept",
             HumanBytes(status.objects_short_bytes)
         );
     }

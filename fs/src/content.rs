@@ -6,9 +6,9 @@
 //! Locks, in the order in which they are taken: [`Content::gate`] (only by tasks that may wait), [`Content::order`], the
 //! tree's names, [`Content::state`], the node table.
 
-use parking_lot::Mutex;
 use poolfs_core::catalog::Entry;
 use poolfs_core::store::{FileRecord, Provenance, Sharing, Stamp, State};
+use poolfs_core::sync::Mutex;
 use poolfs_core::{Digest, Summer, Sums};
 use std::sync::Arc;
 

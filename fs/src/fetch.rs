@@ -28,9 +28,9 @@ use crate::source::{Audience, Delivery, Giver, MirrorUrl, Purpose, Source, Sourc
 use disk::Disk;
 use failures::Failures;
 use meter::Meter;
-use parking_lot::Mutex;
 use poolfs_core::Digest;
 use poolfs_core::store::{Incoming, Provenance, StoreError};
+use poolfs_core::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;

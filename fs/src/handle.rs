@@ -3,7 +3,7 @@
 use crate::errno::FsError;
 use crate::inode::Node;
 use crate::tree::DirEntry;
-use parking_lot::{Mutex, RwLock};
+use poolfs_core::sync::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;

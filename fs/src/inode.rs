@@ -10,7 +10,7 @@ use crate::backing::{Backing, Key};
 use crate::content::Content;
 use crate::errno::FsError;
 use crate::ghost::Ghost;
-use parking_lot::{Mutex, MutexGuard};
+use poolfs_core::sync::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;

@@ -6,8 +6,8 @@
 use crate::judging;
 use crate::names::Names;
 use crate::tree::Tree;
-use parking_lot::Mutex;
 use poolfs_core::catalog::Vanished;
+use poolfs_core::sync::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -15,6 +15,8 @@ pub(crate) mod bytes;
 mod dir;
 mod file;
 mod ghosts;
+#[cfg(test)]
+mod interleave;
 mod lists;
 mod scan;
 mod xattr;
@@ -37,9 +39,9 @@ use crate::names::Names;
 use crate::refresh::Refresher;
 use crate::supply::Mend;
 use crate::update::Updates;
-use parking_lot::{Mutex, RwLock};
 use poolfs_core::Role;
 use poolfs_core::store::{Objects, Store};
+use poolfs_core::sync::{Mutex, RwLock};
 use rustix::fs::{AtFlags, FileType, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -56,6 +58,9 @@ pub const TTL: Duration = Duration::from_secs(1);
 
 /// Objects leave one part in so many of the file system free.
 const OBJECTS_LEAVE_FREE: u64 = 10;
+
+/// And so many bytes at most: what a large upgrade may need, on a disk however large.
+const OBJECTS_LEAVE_FREE_BYTES_MAX: u64 = 8 << 30;
 
 /// Files hashed at the same time, so that a scan leaves the machine usable.
 const HASHING_MAX: usize = 2;
@@ -420,13 +425,15 @@ impl Tree {
         }
     }
 
-    /// Bytes that objects would have to give up for [`OBJECTS_LEAVE_FREE`].
+    /// Bytes that objects would have to give up for [`OBJECTS_LEAVE_FREE`] and [`OBJECTS_LEAVE_FREE_BYTES_MAX`].
     pub(crate) fn short_bytes(&self) -> u64 {
         if !self.objects_beside {
             return 0;
         }
-        self.backing_statfs()
-            .map_or(0, |fs| (fs.f_blocks / OBJECTS_LEAVE_FREE).saturating_sub(fs.f_bavail).saturating_mul(fs.f_bsize.unsigned_abs()))
+        self.backing_statfs().map_or(0, |fs| {
+            let bytes = |blocks: u64| blocks.saturating_mul(fs.f_bsize.unsigned_abs());
+            bytes(fs.f_blocks / OBJECTS_LEAVE_FREE).min(OBJECTS_LEAVE_FREE_BYTES_MAX).saturating_sub(bytes(fs.f_bavail))
+        })
     }
 
     /// Keeps objects from filling the file system: they leave a part of it free, which apt and dpkg may need any moment.

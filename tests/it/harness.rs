@@ -2,6 +2,7 @@
 
 pub(crate) mod browser;
 pub(crate) mod crowd;
+pub(crate) mod disk;
 pub(crate) mod lan;
 pub(crate) mod liar;
 pub(crate) mod mirror;

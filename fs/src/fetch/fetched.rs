@@ -1,8 +1,8 @@
 //! A file whose digest matched, on its way to its place.
 
-use parking_lot::{Mutex, MutexGuard};
 use poolfs_core::piece::{self, BLOCK_BYTES, PIECE_BYTES};
 use poolfs_core::store::{self, Partial, Provenance, Replace, Staged, Stamp, StoreError, TEMP_PREFIX};
+use poolfs_core::sync::{Mutex, MutexGuard};
 use poolfs_core::{BlockSum, Sums};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::ffi::{OsStr, OsString};

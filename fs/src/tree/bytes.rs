@@ -11,10 +11,10 @@ use crate::inode::{Link, Node};
 use crate::repair::write_in_place;
 use crate::source::{Audience, Purpose};
 use crate::supply::Wound;
-use parking_lot::RwLockReadGuard;
 use poolfs_core::catalog::Entry;
 use poolfs_core::piece::{self, BLOCK_BYTES, PIECE_BYTES};
 use poolfs_core::store::{Provenance, Sharing, Stamp, State, StoreError, TEMP_PREFIX};
+use poolfs_core::sync::RwLockReadGuard;
 use poolfs_core::{BlockSum, Role, Summer, Sums};
 use rustix::fs::{AtFlags, FileType, OFlags, Timestamps};
 use rustix::io::Errno;
@@ -392,16 +392,19 @@ impl Tree {
         if !self.is_recorded(node) {
             return Ok(());
         }
+        let backing = node.real()?;
         {
-            let state = node.content.state.lock();
+            let mut state = node.content.state.lock();
             if state.is_object {
                 return Err(FsError::IsObject);
             }
             if matches!(state.claim, Claim::Writing) {
                 return Ok(());
             }
+            // First, so that a hashing that ends just now does not record what is about to change.
+            state.set(Claim::Writing);
+            state.written = true;
         }
-        let backing = node.real()?;
         let lost = |err: StoreError| self.note_lost_record("a beginning change could not be recorded", &err.into());
         let mut was_whole = false;
         {
@@ -418,9 +421,6 @@ impl Tree {
         if was_whole && let Err(err) = self.parts.store.flush_to_disk() {
             lost(err);
         }
-        let mut state = node.content.state.lock();
-        state.set(Claim::Writing);
-        state.written = true;
         Ok(())
     }
 

@@ -328,7 +328,7 @@ impl Tree {
     pub fn opendir(&self, ino: u64) -> Result<u64, FsError> {
         let node = self.table.get(ino)?;
         let dir = node.real()?.open_dir()?;
-        Ok(self.handles.add_dir(DirHandle { node, dir, entries: parking_lot::Mutex::default() }))
+        Ok(self.handles.add_dir(DirHandle { node, dir, entries: poolfs_core::sync::Mutex::default() }))
     }
 
     /// Lists a directory from `offset` (0, or an entry's `next`) until `add` says that no more fits.

@@ -5,7 +5,7 @@ use crate::attr::{SetAttr, SetTime};
 use crate::backing::Backing;
 use crate::content::Claim;
 use crate::errno::FsError;
-use crate::fetch::{FetchError, Job};
+use crate::fetch::{FetchError, Fetched, Job};
 use crate::ghost::{Ghost, Place, maps_name_libapt};
 use crate::handle::Handle;
 use crate::inode::{Node, ROOT};
@@ -320,50 +320,56 @@ impl Tree {
             }
         };
         let node = Arc::clone(node);
-        self.blocking(move |tree| {
-            let Some(ghost) = &node.ghost else { return Ok(()) };
-            let dir = ghost.dir.real()?;
-            let removed = || ghost.state.lock().gone;
-            if removed() {
-                return Err(undeliverable(ghost, "its name was removed"));
+        self.blocking(move |tree| tree.materialise(&node, &fetched)).await
+    }
+
+    /// Puts a verified file in the place of its ghost. Blocks for the disk.
+    pub(super) fn materialise(&self, node: &Node, fetched: &Fetched) -> Result<(), FsError> {
+        let Some(ghost) = &node.ghost else { return Ok(()) };
+        let dir = ghost.dir.real()?;
+        let removed = || ghost.state.lock().gone;
+        if removed() {
+            return Err(undeliverable(ghost, "its name was removed"));
+        }
+        // Opened, since a directory is brought to the disk through a descriptor that is more than O_PATH.
+        let opened = dir.open_dir()?;
+        let misplaced = |err: std::io::Error| undeliverable(ghost, &format!("it could not be put in place: {err}"));
+        let mut staging = fetched.stage(opened.as_fd()).map_err(misplaced)?;
+        // Nobody may find the name, or move it away, before it leads to this node. The disk is waited for before and after:
+        // whoever looks something up waits for this lock.
+        let names = self.names_lock.write();
+        if removed() {
+            // The name is not to come back.
+            return Err(undeliverable(ghost, "its name was removed"));
+        }
+        let named = staging.name(&ghost.name);
+        let is_named = named.is_ok();
+        let recorded = match named {
+            // Other bytes are meant by the name since this moment.
+            Ok(_) if removed() => {
+                rustix::fs::unlinkat(dir.fd(), &*ghost.name, rustix::fs::AtFlags::empty())?;
+                Err(undeliverable(ghost, "its name was removed"))
             }
-            // Opened, since a directory is brought to the disk through a descriptor that is more than O_PATH.
-            let opened = dir.open_dir()?;
-            let misplaced = |err: std::io::Error| undeliverable(ghost, &format!("it could not be put in place: {err}"));
-            let mut staging = fetched.stage(opened.as_fd()).map_err(misplaced)?;
-            // Nobody may find the name, or move it away, before it leads to this node. The disk is waited for before and after:
-            // whoever looks something up waits for this lock.
-            let names = tree.names_lock.write();
-            let named = staging.name(&ghost.name);
-            let is_named = named.is_ok();
-            let recorded = match named {
-                // Removed while it was being placed: the name is not to come back.
-                Ok(_) if removed() => {
-                    rustix::fs::unlinkat(dir.fd(), &*ghost.name, rustix::fs::AtFlags::empty())?;
-                    Err(undeliverable(ghost, "its name was removed"))
-                }
-                Ok(stamp) => {
-                    let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
-                    tree.embody(&node, ghost, backing, Some(stamp))
-                }
-                // Somebody wrote a file of this name meanwhile: it is what the name means now.
-                Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {
-                    let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
-                    tree.embody(&node, ghost, backing, None)
-                }
-                Err(err) => Err(misplaced(err)),
-            };
-            drop(names);
-            if is_named {
-                staging.finish().map_err(misplaced)?;
+            Ok(stamp) => {
+                let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
+                self.embody(node, ghost, backing, Some(stamp))
             }
-            if let Some(stamp) = recorded? {
-                tree.record_verified(&node, Arc::clone(fetched.sums()), stamp, fetched.provenance());
-                tree.note_placed(ghost, Origin::Fetched(fetched.provenance()));
+            // Somebody wrote a file of this name meanwhile: it is what the name means now.
+            Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {
+                let (backing, _) = Backing::pin(dir.fd(), &ghost.name)?;
+                self.embody(node, ghost, backing, None)
             }
-            Ok(())
-        })
-        .await
+            Err(err) => Err(misplaced(err)),
+        };
+        drop(names);
+        if is_named {
+            staging.finish().map_err(misplaced)?;
+        }
+        if let Some(stamp) = recorded? {
+            self.record_verified(node, Arc::clone(fetched.sums()), stamp, fetched.provenance());
+            self.note_placed(ghost, Origin::Fetched(fetched.provenance()));
+        }
+        Ok(())
     }
 
     /// Puts an object in the place of its ghost; `false` if it is none any more.
@@ -404,7 +410,7 @@ impl Tree {
 
     /// The node is the file from here on. `verified`: the stamp under which the right bytes were put in place; the answer is
     /// the one to record them under, if nobody has touched them since.
-    fn embody(&self, node: &Arc<Node>, ghost: &Ghost, backing: Backing, verified: Option<Stamp>) -> Result<Option<Stamp>, FsError> {
+    fn embody(&self, node: &Node, ghost: &Ghost, backing: Backing, verified: Option<Stamp>) -> Result<Option<Stamp>, FsError> {
         let mut state = ghost.state.lock();
         // The download is done with: who asks for the same bytes under another name has a download of his own.
         state.fetching = None;

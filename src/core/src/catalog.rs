@@ -33,10 +33,10 @@ pub use facts::{Before, Judging, Standing};
 pub use refresh::{Refreshed, Vanished};
 
 use crate::advisories::Advisories;
+use crate::sync::{Mutex, RwLock};
 use crate::{Db, DbError, Digest};
 use apt_config::ListTarget;
 use arrivals::Arrivals;
-use parking_lot::{Mutex, RwLock};
 use private::Place;
 use rusqlite::{OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};

@@ -1,43 +1,75 @@
-//! Named places where the crash tests kill the process as `kill -9` would; nothing in any other build.
+//! Named places where crash tests kill the process as `kill -9` would; nothing in a build for use.
+//!
+//! With the feature `crash-points`, which only tests turn on, a running program can be told where to die: the file that
+//! `POOLFS_CRASH_FILE` names holds a point and how often it may be passed before, `place.renamed 2`. It is read when a point is
+//! passed, and removed.
 
 /// A point that an operation passes: everything before it is done, nothing after it.
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "crash-points")))]
 #[inline]
 pub(crate) fn crash_point(_name: &'static str) {}
 
 #[cfg(test)]
-pub(crate) use armed::{arm, child, crash_point, points, running_as_child};
-
+pub(crate) use armed::arm;
+#[cfg(any(test, feature = "crash-points"))]
+pub(crate) use armed::crash_point;
 #[cfg(test)]
-mod armed {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+pub(crate) use children::{child, points, running_as_child};
 
+#[cfg(any(test, feature = "crash-points"))]
+mod armed {
     use parking_lot::Mutex;
-    use std::collections::BTreeSet;
-    use std::io::{Read as _, Write as _};
-    use std::path::Path;
-    use std::process::{Command, Output, Stdio};
+    use std::path::PathBuf;
+    use std::sync::OnceLock;
+
+    /// The environment variable with the path of the file that arms a point.
+    const FILE_VARIABLE: &str = "POOLFS_CRASH_FILE";
 
     static ARMED: Mutex<Option<(String, u32)>> = Mutex::new(None);
 
     /// Kills this process when the point `name` is passed for the time `nth`, counted from 0.
+    #[cfg(test)]
     pub(crate) fn arm(name: &str, nth: u32) {
         *ARMED.lock() = Some((name.to_owned(), nth));
     }
 
+    /// What the file says, once.
+    fn told() -> Option<(String, u32)> {
+        static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+        let file = FILE.get_or_init(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from)).as_ref()?;
+        let text = std::fs::read_to_string(file).ok()?;
+        let (name, nth) = text.trim().split_once(' ')?;
+        let armed = (name.to_owned(), nth.parse().ok()?);
+        std::fs::remove_file(file).ok()?;
+        Some(armed)
+    }
+
     pub(crate) fn crash_point(name: &'static str) {
         let mut armed = ARMED.lock();
+        if let Some(told) = told() {
+            *armed = Some(told);
+        }
         if let Some((wanted, left)) = armed.as_mut()
             && wanted == name
         {
             if *left == 0 {
                 let this = rustix::process::getpid();
-                rustix::process::kill_process(this, rustix::process::Signal::KILL).unwrap();
+                rustix::process::kill_process(this, rustix::process::Signal::KILL).expect("a process may kill itself");
                 std::thread::park();
             }
             *left -= 1;
         }
     }
+}
+
+#[cfg(test)]
+mod children {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::collections::BTreeSet;
+    use std::io::{Read as _, Write as _};
+    use std::path::Path;
+    use std::process::{Command, Output, Stdio};
 
     /// Runs the ignored test `name` of this very binary in a process of its own and writes `input` to its standard input.
     ///

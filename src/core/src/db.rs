@@ -6,7 +6,7 @@
 //! untouched. The structure of the tables is checked at each start, of all of them after a crash.
 
 use crate::crash_point::crash_point;
-use parking_lot::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rustix::fs::FlockOperation;

@@ -13,6 +13,7 @@ pub mod discretion;
 pub mod piece;
 pub mod role;
 pub mod store;
+pub mod sync;
 mod sys;
 
 pub use db::{Db, DbError};

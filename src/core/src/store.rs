@@ -61,8 +61,8 @@ pub use shared::{Shared, SharedTo};
 
 use crate::db::{Db, DbError};
 use crate::digest::Digest;
+use crate::sync::Mutex;
 use files::Uses;
-use parking_lot::Mutex;
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -373,6 +373,8 @@ impl rusqlite::types::FromSql for Digest {
 
 #[cfg(test)]
 mod crash;
+#[cfg(test)]
+mod interleave;
 #[cfg(test)]
 mod model;
 

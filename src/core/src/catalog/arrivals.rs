@@ -11,7 +11,7 @@ use super::refresh::{Stamp, open_file};
 use super::release::{Release, ReleaseError};
 use super::{Catalog, Configured, Entry};
 use crate::Digest;
-use parking_lot::RwLock;
+use crate::sync::RwLock;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

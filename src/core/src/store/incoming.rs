@@ -8,7 +8,7 @@ use super::{Stamp, Store, StoreError};
 use crate::crash_point::crash_point;
 use crate::digest::{Digest, Summer, Sums};
 use crate::piece::{self, PIECE_BYTES};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use rusqlite::{OptionalExtension as _, params};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;

@@ -6,7 +6,7 @@ use super::place::{self, Replace, TEMP_PREFIX};
 use super::{Provenance, Sharing, Stamp, Store, StoreError, words};
 use crate::crash_point::crash_point;
 use crate::digest::{Digest, Sums};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use rusqlite::{OptionalExtension as _, params};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;

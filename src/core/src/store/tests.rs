@@ -636,3 +636,38 @@ fn shared_contents_are_told_once() {
     store.flush().unwrap();
     assert!(store.shared_as(&[Sharing::Announced]).unwrap()[0].since > since, "an object that is used is news");
 }
+
+static JUMPS: AtomicI64 = AtomicI64::new(0);
+
+fn jumping() -> i64 {
+    JUMPS.load(Ordering::Relaxed)
+}
+
+/// A clock that somebody sets, or a machine without one that begins in 1970 at each start: what is kept can still be evicted,
+/// nothing overflows, and nothing but the order of eviction depends on it.
+#[test]
+fn a_clock_that_jumps() {
+    let mut rig = Rig::new();
+    // A store has one process, and one clock.
+    rig.store = Arc::new(Store::open_with_clock(&rig.dir.path().join("jumping"), jumping).unwrap());
+    let (objects, incoming) = (rig.objects(1 << 20), rig.incoming());
+    let times = [1_700_000_000, -5, i64::MAX, 0, i64::MIN, 1_700_000_000];
+    let mut kept = Vec::new();
+    for (seed, now) in (1..).zip(times) {
+        JUMPS.store(now, Ordering::Relaxed);
+        kept.push(rig.put(&objects, seed, 1_000, Kind::Package));
+        record_file(&rig.store, &format!("file{seed}"), &[seed]);
+        rig.store.used(Role::Archives, b"file1").unwrap();
+        rig.store.flush().unwrap();
+        drop(incoming.begin(Digest::of(&[seed]), 10).unwrap());
+    }
+    assert!(kept.iter().all(|digest| objects.contains(digest).unwrap()));
+    assert_eq!(rig.store.counts(Role::Archives).unwrap().files, times.len() as u64);
+    assert_eq!(incoming.list().unwrap().len(), times.len());
+    assert_eq!(objects.make_room(2_500).unwrap().files, 3);
+    assert!(!objects.contains(&kept[4]).unwrap(), "the one that seems the oldest goes first");
+    assert!(objects.contains(&kept[2]).unwrap(), "and the one from the future last");
+    assert_eq!(objects.make_room(u64::MAX).unwrap().files, 3);
+    assert_eq!(incoming.discard_older(i64::MAX).unwrap(), times.len() - 1, "the one from the end of time is never old");
+    assert_eq!(incoming.discard_older(i64::MIN).unwrap(), 0);
+}
