@@ -101,13 +101,14 @@ impl Node {
     /// # Errors
     /// [`CommandError::Busy`].
     pub fn get_peers(&mut self, key: Id, now: Instant) -> Result<LookupId, CommandError> {
-        let lookup = self.command(Kind::GetPeers, key, now)?;
+        let lookup = self.begin_command(Kind::GetPeers, key, now)?;
         let mut own: Vec<FoundContact> = Vec::new();
         for family in Family::ALL {
             let kept = self.store.sample(&key, family, FOUND_MAX, self.now, &mut self.rng);
             own.extend(kept.into_iter().map(|c| FoundContact { addr: c.addr, pv: c.pv.as_deref().and_then(|pv| Pv::parse(pv).ok()) }));
         }
         self.tell_found(lookup, own);
+        self.pump(lookup);
         Ok(lookup)
     }
 
@@ -117,11 +118,12 @@ impl Node {
     /// [`CommandError::Busy`].
     pub fn get_statements(&mut self, subject: Id, now: Instant) -> Result<LookupId, CommandError> {
         let place = subject.not();
-        let lookup = self.command(Kind::GetStatements, place, now)?;
+        let lookup = self.begin_command(Kind::GetStatements, place, now)?;
         // What this node keeps itself nobody else may have.
         let now_s = self.unix_now();
         let own = self.store.statements(&place, STATEMENTS_MAX, now_s, &mut self.rng);
         self.tell_statements(lookup, own);
+        self.pump(lookup);
         Ok(lookup)
     }
 
@@ -164,11 +166,19 @@ impl Node {
     }
 
     fn command(&mut self, kind: Kind, target: Id, now: Instant) -> Result<LookupId, CommandError> {
+        let lookup = self.begin_command(kind, target, now)?;
+        self.pump(lookup);
+        Ok(lookup)
+    }
+
+    /// As [`Self::command`], but asks nobody yet: a lookup that nobody can be asked for ends with its first [`Self::pump`], and what this
+    /// node knows itself has to be told before.
+    fn begin_command(&mut self, kind: Kind, target: Id, now: Instant) -> Result<LookupId, CommandError> {
         self.advance(now);
         if self.lookups.values().filter(|l| l.is_command()).count() >= LOOKUPS_MAX {
             return Err(CommandError::Busy);
         }
-        Ok(self.start_lookup(kind, target, self.config.families, &[], &[]))
+        Ok(self.begin_lookup(kind, target, self.config.families, &[], &[]))
     }
 
     /// Begins to walk in `families`, from the tables and `seeds`, and passes `silent` nodes over.
@@ -180,6 +190,12 @@ impl Node {
         seeds: &[SeedNode],
         silent: &[NodeInfo],
     ) -> LookupId {
+        let id = self.begin_lookup(kind, target, families, seeds, silent);
+        self.pump(id);
+        id
+    }
+
+    fn begin_lookup(&mut self, kind: Kind, target: Id, families: [bool; 2], seeds: &[SeedNode], silent: &[NodeInfo]) -> LookupId {
         let id = LookupId(self.number());
         let mut walks = [None, None];
         for family in Family::ALL {
@@ -218,7 +234,6 @@ impl Node {
             stored: 0,
         };
         self.lookups.insert(id, lookup);
-        self.pump(id);
         id
     }
 

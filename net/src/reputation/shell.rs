@@ -28,6 +28,9 @@ const SOON: Duration = Duration::from_secs(2);
 /// How often it is looked whether something is due.
 const TICK: Duration = Duration::from_secs(600);
 
+/// A new statement that nobody took is told again after this.
+const RETRY_S: u64 = 10;
+
 /// What is said of one peer is read again after this, in seconds.
 const READ_AGAIN_S: u64 = 24 * 3600;
 
@@ -260,13 +263,13 @@ impl Task {
         }
     }
 
-    /// Whether there is a statement of which nobody was told yet, made so lately that its file may only now get its place.
+    /// Whether there is a statement that nobody has taken yet, made so lately that its file may only now get its place.
     fn has_unsaid(&self) -> bool {
         let now = now_s();
-        let is_new = |at: u64| at.saturating_add(TICK.as_secs()) > now;
+        let is_said = |bytes: &[u8]| self.speak_at.get(bytes).is_some_and(|at| *at >= now + TICK.as_secs());
         let ledger = self.ledger.lock();
-        let mut own = ledger.entries().filter(|entry| entry.standing == Standing::Own && is_new(entry.statement.time_s));
-        self.parts.telling != Telling::Nobody && own.any(|entry| !self.speak_at.contains_key(&entry.bytes[..]))
+        let mut own = ledger.entries().filter(|entry| entry.standing == Standing::Own && is_new(&entry.statement, now));
+        self.parts.telling != Telling::Nobody && own.any(|entry| !is_said(&entry.bytes[..]))
     }
 
     /// Makes a statement of what was proved, as far as anybody is to be told.
@@ -356,7 +359,12 @@ impl Task {
                 Ok(lookup) => lookup.outcome().await.map(|outcome| outcome.stored),
                 Err(err) => Err(err),
             };
-            let again_s = if matches!(told, Ok(1..)) { SPEAK_AGAIN_S } else { TICK.as_secs() };
+            let again_s = match told {
+                Ok(1..) => SPEAK_AGAIN_S,
+                // Among few nodes each may have been asked as often as it may be for now.
+                _ if is_new(&statement, now) => RETRY_S,
+                _ => TICK.as_secs(),
+            };
             tracing::debug!(subject = %Digest(statement.subject), ?told, "told a statement");
             self.speak_at.insert(bytes, now.saturating_add(again_s));
         }
@@ -515,6 +523,11 @@ fn keep_proof(netdb: &NetDb, id: &Digest, file: &Digest, proof: &[u8], now_s: u6
         }
         Ok(())
     })
+}
+
+/// Whether a statement of this machine was made so lately that telling it is urgent.
+fn is_new(statement: &Statement, now_s: u64) -> bool {
+    statement.time_s.saturating_add(TICK.as_secs()) > now_s
 }
 
 /// Unix seconds.

@@ -132,3 +132,24 @@ fn what_lookups_remember_is_bounded() {
     }
     assert_eq!(bench.node.recent.len(), lookup::RECENT_MAX);
 }
+
+/// Nobody else can be asked, so the lookup is over at once: what the node keeps itself is told before that.
+#[test]
+fn a_lone_node_tells_what_it_keeps_itself() {
+    let mut bench = Bench::new(Network::Private, Schedule::Standard);
+    let (key, subject_key, now) = (id(9), [9; 32], bench.now());
+    let holder = addr("10.3.0.1:7777");
+    let life = Duration::from_secs(60);
+    bench.node.store.announce(key, holder, None, life, now, &mut bench.node.rng);
+    let bytes = super::statement(subject_key, UNIX, 1);
+    let subject = Id::of_key(&subject_key, None, 0);
+    bench.node.store.speak(subject.not(), &bytes, Statement::check(&bytes, UNIX).unwrap(), holder.ip());
+    bench.node.get_peers(key, now).unwrap();
+    bench.node.get_statements(subject, now).unwrap();
+    let (_, events) = bench.drain();
+    let place = |told: fn(&Event) -> bool| events.iter().position(told);
+    let ended: Vec<usize> = (0..events.len()).filter(|at| matches!(events[*at], Event::Done { .. })).collect();
+    let found = place(|event| matches!(event, Event::Found { contacts, .. } if contacts.len() == 1)).unwrap();
+    let heard = place(|event| matches!(event, Event::Statements { statements, .. } if statements.len() == 1)).unwrap();
+    assert!(found < ended[0] && heard < ended[1], "{events:?}");
+}
