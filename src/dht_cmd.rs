@@ -87,7 +87,7 @@ enum DhtCommand {
     },
     /// Show everything that this machine tells others, as it goes out: keys, contacts, what is said with them, answers
     #[command(
-        after_help = "It goes on until it is ended, or until the node ends (exit code 1). What mirrors are asked is not shown.\n\nExample:\n  poolfs dht watch"
+        after_help = "It goes on until it is ended. What mirrors are asked is not shown.\n\nExit codes: 1 error, or the node ended\n\nExample:\n  poolfs dht watch"
     )]
     Watch {
         /// The node's status socket [default: dht.sock beside control.socket]

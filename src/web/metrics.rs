@@ -185,6 +185,9 @@ pub const METRICS: &[Metric] = &[
     of("poolfs_fleet_members", "Live members of the fleet with this machine; 0 where it is of none.", &[], |facts, out| {
         out.put(&[], size(facts.status.fleet_members));
     }),
+    of("poolfs_fleet_told", "Files here of which all members of the fleet that coordinate them were told.", &[], |facts, out| {
+        out.put(&[], size(facts.status.fleet_told));
+    }),
     of("poolfs_dht_up", "1 while the DHT's node runs.", &[], |facts, out| node(facts, out, |_| 1.0)),
     of("poolfs_dht_reachable", "1 once another node has reached this one.", &[], |facts, out| {
         node(facts, out, |node| f64::from(u8::from(node.reachable)));
@@ -292,9 +295,6 @@ fn family(metric: &Metric, facts: &Facts) -> Option<MetricFamily> {
             sample.set_gauge(gauge);
         }
         sample
-    });
-    of("poolfs_fleet_told", "Files here of which all members of the fleet that coordinate them were told.", &[], |facts, out| {
-        out.put(&[], size(facts.status.fleet_told));
     });
     let samples: Vec<_> = samples.collect();
     // Without a mount there is nothing to say of mounts.
