@@ -451,6 +451,12 @@ impl Task {
         rows(&self.ledger)
     }
 
+    /// Keys of the proofs that are announced.
+    #[cfg(test)]
+    pub(crate) fn beside(&self) -> &[Id] {
+        &self.beside
+    }
+
     /// As if the time had come to read everything again.
     #[cfg(test)]
     pub(crate) fn forget_reads(&mut self) {

@@ -462,13 +462,16 @@ fn a_full_source_is_asked_later() {
     assert_eq!(ended.pieces(), [4]);
 }
 
-/// Lists are asked of three complete holders at most, of partial ones never.
+/// Lists are asked of three complete holders at most; of a partial one, which passes on what it got, while no complete one is known.
 #[test]
 fn lists_are_asked_of_complete_holders() {
-    let mut models = vec![peer(RATE); 5];
-    models[0].have = Some(Bits::none(8));
-    let ended = sim(8, models).run();
-    assert_eq!(ended.lists_asked, [SourceId(1), SourceId(2), SourceId(3)]);
+    let asked = |partial: usize| {
+        let mut models = vec![peer(RATE); 5];
+        models[partial].have = Some(Bits::none(8));
+        sim(8, models).run().lists_asked
+    };
+    assert_eq!(asked(4), [0, 1, 2].map(SourceId));
+    assert_eq!(asked(0), [0, 1, 2, 3].map(SourceId));
 }
 
 /// A peer that closes each answer one byte short, one that drips, one that stalls, one that refuses: none is blamed, and

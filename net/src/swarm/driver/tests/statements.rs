@@ -172,6 +172,10 @@ async fn tell_and_check(size: usize) {
     let said = victim.task.rows().remove(0);
     assert_eq!((said.kind.as_str(), said.digest, said.piece), ("false list", Some(Digest::of(&file).to_string()), 3));
 
+    // Whoever is to read it must find it.
+    for key in victim.task.beside().to_vec() {
+        while has.dht.stream_peers(key).recv().await.is_none() {}
+    }
     let truthful = FakePeer::with_list(&other, Fault::None, Some((&other, secret))).await;
     for machine in [&mut has, &mut has_not] {
         *machine.lab.finder.found.lock() = vec![truthful.found()];
