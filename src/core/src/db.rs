@@ -77,7 +77,7 @@ pub enum DbError {
     Corrupt {
         /// The database file.
         path: PathBuf,
-        /// The check's first line.
+        /// The check's first verdict, on one line.
         what: String,
     },
     /// The disk or a quota is full. The change was not made; what was there before is intact.
@@ -308,7 +308,8 @@ fn check(db: &Connection, path: &Path, left_out: &[&str]) -> Result<(), DbError>
     };
     match verdicts() {
         Ok(None) => Ok(()),
-        Ok(Some(what)) => Err(DbError::Corrupt { path: path.to_owned(), what }),
+        // SQLite puts a heading of its own line before some verdicts.
+        Ok(Some(what)) => Err(DbError::Corrupt { path: path.to_owned(), what: what.replace('\n', " ") }),
         Err(err) => Err(explain(path, err)),
     }
 }
