@@ -25,7 +25,8 @@ const IDLE_READERS_MAX: usize = 4;
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 
 /// Each migration brings the schema from version `index` to `index + 1`. Never edit one that was released: add another.
-const MIGRATIONS: &[&str] = &[include_str!("db/0001.sql"), include_str!("db/0002.sql"), include_str!("db/0003.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("db/0001.sql"), include_str!("db/0002.sql"), include_str!("db/0003.sql"), include_str!("db/0004.sql")];
 
 /// How often the lock of another process is tried again, [`LOCK_PAUSE`] apart: a daemon that was just killed may still be going.
 const LOCK_TRIES: u32 = 10;

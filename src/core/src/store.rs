@@ -44,6 +44,7 @@
 //! they block for the disk, never for the network. Locks are taken in this order: [`Objects`]' or [`Partial`]'s own, the
 //! batch of last uses, the database's writer.
 
+mod deltas;
 mod evict;
 mod files;
 mod incoming;
@@ -52,6 +53,7 @@ mod objects;
 mod place;
 mod shared;
 
+pub use deltas::{DeltaHere, DeltaNote, PackageVersion};
 pub use evict::Evicted;
 pub use incoming::{Incoming, Partial, Progress, SIZE_BYTES_MAX, Staged};
 pub use judged::{Changed, Decision, KeptBack, Origin};
