@@ -24,6 +24,7 @@ mod tests;
 pub(crate) use disk::read_sealed;
 pub use fetched::Fetched;
 
+use crate::rebuild::{Rebuild, Wish};
 use crate::source::{Audience, Delivery, Giver, MirrorUrl, Purpose, Source, SourceError, Verdict, Want};
 use disk::Disk;
 use failures::Failures;
@@ -35,8 +36,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -234,6 +236,7 @@ struct Inner {
     turns: Semaphore,
     table: Mutex<Table>,
     bytes: Counted,
+    rebuild: OnceLock<Arc<dyn Rebuild>>,
 }
 
 impl fmt::Debug for Inner {
@@ -293,7 +296,14 @@ impl Fetcher {
         let table = Table { downloads: HashMap::new(), failures: Failures::new(limits.undeliverable, limits.undeliverable_max) };
         let turns = Semaphore::new(limits.fetches_max);
         let bytes = Counted::default();
-        Arc::new(Self { inner: Arc::new(Inner { incoming, source, runtime, limits, clock, turns, table: Mutex::new(table), bytes }) })
+        let (table, rebuild) = (Mutex::new(table), OnceLock::new());
+        Arc::new(Self { inner: Arc::new(Inner { incoming, source, runtime, limits, clock, turns, table, bytes, rebuild }) })
+    }
+
+    /// From now on `rebuild` is asked before a source is. The first call counts.
+    pub fn rebuild_with(&self, rebuild: Arc<dyn Rebuild>) {
+        // Whoever came first is asked.
+        let _ = self.inner.rebuild.set(rebuild);
     }
 
     /// Starts a download, or joins the one of this digest. Returns at once; any thread may call it.
@@ -537,7 +547,7 @@ impl Inner {
         download.queued.store(false, Ordering::Relaxed);
         let (mut attempt, mut lost) = (1, 0);
         loop {
-            match self.attempt(download).await {
+            match self.attempt(download, attempt == 1).await {
                 Err(Stop::Wrong) if attempt < ATTEMPTS_MAX => attempt += 1,
                 // What has arrived is here.
                 Err(Stop::Lost) if lost < LOST_MAX => lost += 1,
@@ -546,11 +556,15 @@ impl Inner {
         }
     }
 
-    /// One download, from what is in `incoming/` to the verdict.
-    async fn attempt(&self, download: &Arc<Download>) -> Result<Fetched, Stop> {
+    /// One download, from what is in `incoming/` to the verdict. `is_first`: nothing of it was found wrong before.
+    async fn attempt(&self, download: &Arc<Download>, is_first: bool) -> Result<Fetched, Stop> {
         let Job { digest, size, .. } = download.job;
         let mut disk = self.begin(download).await?;
         download.meter.lock().resume(disk.done_bytes());
+        if is_first && !disk.is_complete() {
+            disk = self.rebuilt(download, disk).await?;
+        }
+        let (began, before) = (TimerInstant::now(), disk.done_bytes());
         if !disk.is_complete() {
             let Job { urls, purpose, audience, .. } = download.job.clone();
             let (incoming, disk_again) = self.blocking(download, move || Ok((disk.read_only()?, disk))).await?;
@@ -562,7 +576,12 @@ impl Inner {
             let collected = self.collect(download, &mut held, &mut deliveries).await;
             drop(deliveries);
             match (collected, held) {
-                (Ok(()), Some(complete)) => disk = complete,
+                (Ok(()), Some(complete)) => {
+                    disk = complete;
+                    if let Some(rebuild) = self.rebuild.get() {
+                        rebuild.downloaded(size.saturating_sub(before), began.elapsed());
+                    }
+                }
                 (Err(stop), held) => {
                     // Closing it may write to the database.
                     self.blocking(download, move || {
@@ -585,6 +604,35 @@ impl Inner {
                 Err(Stop::Wrong)
             }
         }
+    }
+
+    /// The download with what of it could be made here from an older version: all of it or nothing.
+    async fn rebuilt(&self, download: &Arc<Download>, disk: Disk) -> Result<Disk, Stop> {
+        let Some(rebuild) = self.rebuild.get() else { return Ok(disk) };
+        let Job { digest, size, audience, ref urls, .. } = download.job;
+        let missing_bytes = size.saturating_sub(disk.done_bytes());
+        let wish = Wish { digest, size, missing_bytes, audience, private: urls.iter().any(|url| url.private) };
+        let made = tokio::select! {
+            biased;
+            () = self.unwanted(download) => None,
+            made = rebuild.rebuild(wish) => Some(made),
+        };
+        let made: Option<OwnedFd> = match made {
+            Some(made) => made,
+            None => {
+                self.blocking(download, move || {
+                    drop(disk);
+                    Ok(())
+                })
+                .await?;
+                return Err(Stop::Unwanted);
+            }
+        };
+        let Some(made) = made else { return Ok(disk) };
+        let (bytes, disk) = self.blocking(download, move || disk.fill(&made)).await?;
+        self.count(&Giver::Delta, bytes);
+        download.meter.lock().took((self.clock)(), Giver::Delta, bytes, false);
+        Ok(disk)
     }
 
     /// Takes over what is in `incoming/`. Who held a [`Fetched`] of this digest may just be letting go of it.

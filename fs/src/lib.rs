@@ -19,6 +19,7 @@ mod judging;
 mod lock;
 pub mod mount;
 pub mod names;
+pub mod rebuild;
 pub mod refresh;
 pub mod repair;
 pub mod supply;

@@ -113,6 +113,27 @@ impl Disk {
         Ok((Taken { bytes: length, replaced }, self))
     }
 
+    /// Takes every missing piece from a file that is whole; returns how many bytes. A file that is shorter gives none.
+    pub(super) fn fill(mut self, whole: &OwnedFd) -> Result<(u64, Self), StoreError> {
+        let size = self.partial.size();
+        if fstat(whole).ok().and_then(|stat| u64::try_from(stat.st_size).ok()) != Some(size) {
+            return Ok((0, self));
+        }
+        let Ok(file) = whole.as_fd().try_clone_to_owned().map(File::from) else { return Ok((0, self)) };
+        let mut taken = 0;
+        for index in self.missing() {
+            let span = piece::span(index.into(), size, PIECE_BYTES);
+            let mut bytes = vec![0; usize::try_from(span.end - span.start).expect("at most PIECE_BYTES")];
+            if file.read_exact_at(&mut bytes, span.start).is_err() {
+                break;
+            }
+            self.partial.write_piece(index, &bytes)?;
+            self.missing.remove(&index);
+            taken += bytes.len() as u64;
+        }
+        Ok((taken, self))
+    }
+
     /// Compares the digest. Right: the file is flushed and handed on. Wrong: it is gone.
     pub(super) fn finish(mut self) -> Result<Option<(Partial, Sums)>, StoreError> {
         self.sum_prefix()?;

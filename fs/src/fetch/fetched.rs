@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,6 +35,11 @@ impl Fetched {
     /// What gave most of it.
     pub fn provenance(&self) -> Provenance {
         self.provenance
+    }
+
+    /// Opens it for reading, as long as nobody has placed it.
+    pub fn open(&self) -> Result<OwnedFd, StoreError> {
+        self.partial.read_only()
     }
 
     /// Puts the file under a name, mode 0644; blocks for the disk. When it returns, a power loss does not take it away.
