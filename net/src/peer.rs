@@ -24,7 +24,7 @@ mod partials;
 mod server;
 mod shelf;
 
-pub use about::{ABOUT_BYTES_MAX, About, ClaimError, DeltaClaim, Facts, NoFacts};
+pub use about::{ABOUT_BYTES_MAX, About, CLAIM_BYTES, ClaimError, DeltaClaim, Facts, NoFacts};
 pub use auth::{AUTH_HEADER, Auth, Signed};
 pub use client::{ClientLimits, PeerClient, PeerError, PeerPiece};
 pub use partials::{Partial, Partials};

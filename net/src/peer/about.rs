@@ -13,7 +13,9 @@ use poolfs_core::Digest;
 pub const ABOUT_BYTES_MAX: usize = 2048;
 
 const DOMAIN: &[u8] = b"poolfs-1 delta\0";
-const CLAIM_BYTES: usize = 4 * 32 + 8 + 64;
+
+/// Bytes of a claim.
+pub const CLAIM_BYTES: usize = 4 * 32 + 8 + 64;
 
 /// Who signed it says that `delta` applied to `old` gives `new`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +57,8 @@ impl DeltaClaim {
         [DOMAIN, &self.old.0, &self.new.0, &self.delta.0, &self.signed_at.to_be_bytes()].concat()
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// The bytes on the wire.
+    pub fn encode(&self) -> Vec<u8> {
         [&self.old.0[..], &self.new.0, &self.delta.0, &self.signer, &self.signed_at.to_be_bytes(), &self.signature].concat()
     }
 

@@ -11,6 +11,7 @@
 //! requests; what downloads share is behind one lock that is never held over a wait.
 
 mod book;
+mod deltas;
 mod download;
 mod hunt;
 mod kept;
@@ -200,6 +201,7 @@ pub struct Swarm {
     book: Arc<Book>,
     /// Peers that gave a wrong piece to a repair, the newest last.
     repair_gave: Mutex<VecDeque<(Digest, SocketAddr, bool)>>,
+    hints: deltas::Hints,
 }
 
 impl std::fmt::Debug for SwarmParts {
@@ -218,7 +220,7 @@ impl Swarm {
     /// Opens the book and is ready; blocks for the disk.
     pub fn new(parts: SwarmParts) -> Result<Arc<Self>, NetDbError> {
         let book = Arc::new(Book::open(parts.netdb.clone(), parts.convictions.clone(), now_s())?);
-        Ok(Arc::new(Self { parts, book, repair_gave: Mutex::default() }))
+        Ok(Arc::new(Self { parts, book, repair_gave: Mutex::default(), hints: deltas::Hints::default() }))
     }
 
     /// Brings a file in: sends what arrives, wrapped, to `out`, and returns when every missing piece was handed over and none
@@ -283,6 +285,14 @@ impl Swarm {
         let private = want.urls.iter().any(|url| url.private);
         let affordable = want.urls.is_empty() || self.book.lock().budget.peers_allowed(want.size, std_now());
         let peers_allowed = !private && !want.fleet_only && affordable;
+        // Of what no index names the coordinators know nothing, and its holders are known.
+        let mut holders = if want.urls.is_empty() { self.hints.holders(&want.digest) } else { Vec::new() };
+        holders.retain(|holder| !want.fleet_only || self.is_member(holder.contact));
+        if !holders.is_empty() {
+            let here = stream::hash_here(want, shape, outlet, &VecDeque::new()).await?;
+            let start = Start { here, holders, ..Start::default() };
+            return self.download(want, shape, start, Hunt::none(shape, self), None, outlet).await;
+        }
         if !private && let Some(fleet) = self.parts.fleet.as_ref().filter(|fleet| fleet.members() > 0) {
             let here = stream::hash_here(want, shape, outlet, &VecDeque::new()).await?;
             let mut has = Bits::none(shape.pieces());
@@ -359,6 +369,10 @@ impl Swarm {
                 Err(not_had(why, mirror.filter(|text| !text.is_empty())))
             }
         }
+    }
+
+    fn is_member(&self, contact: SocketAddr) -> bool {
+        self.parts.fleet.as_ref().is_some_and(|fleet| fleet.is_member(contact))
     }
 
     /// The client that shows other members the fleet's key, where there is one.

@@ -358,6 +358,15 @@ impl Pages {
         count
     }
 
+    /// A signed claim was found false; `told`: what may be said of it.
+    pub(super) fn false_claim(&mut self, signer: [u8; 32], told: Option<Conviction>, now_s: u64) {
+        self.verdicts.false_signature(signer, now_s);
+        self.verdicts_changed = true;
+        if let Some(conviction) = told {
+            self.convict(conviction);
+        }
+    }
+
     pub(super) fn bad(&mut self, peer: SocketAddr, file: Digest, count: u32, now_s: u64) {
         self.verdicts_changed = true;
         if self.verdicts.bad(peer.ip(), file, count, now_s) {

@@ -387,6 +387,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
     fn client_for(&self, source: SourceId) -> PeerClient {
         match self.whom.get(source.index()) {
             Some(Whom::Member(_)) => self.swarm.fleet_client(),
+            Some(Whom::Peer(contact, _)) if self.swarm.is_member(*contact) => self.swarm.fleet_client(),
             _ => self.swarm.parts.client.clone(),
         }
     }
