@@ -6,6 +6,7 @@
 
 use crate::apt_names::AptNames;
 use crate::config::Announce;
+use crate::deltas::offers::Offered;
 use crate::net_process::NetProcess;
 use crate::wire::{Announced, Checked, ToNet};
 use anyhow::Result;
@@ -14,6 +15,7 @@ use poolfs_core::store::{Shared, Sharing, Store};
 use poolfs_fs::names::Names;
 use poolfs_net::dht::{ANNOUNCE_KEYS_MAX, AnnounceMode, Offer, select};
 use poolfs_net::krpc::Id;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -42,6 +44,8 @@ pub struct Announcer {
     seen: Option<u64>,
     arriving: watch::Receiver<Vec<Digest>>,
     checked: watch::Receiver<Vec<Checked>>,
+    /// The deltas that are offered: their files are worth announcing.
+    offered: watch::Receiver<Vec<Offered>>,
     /// Which process was told.
     number: u64,
     /// What it was told.
@@ -51,8 +55,8 @@ pub struct Announcer {
 impl Announcer {
     /// Announces by `process` what `announce` says of `store`, and what is arriving there.
     pub fn new(store: Arc<Store>, process: NetProcess, names: Arc<AptNames>, announce: Announce) -> Self {
-        let (arriving, checked) = (process.arriving(), process.checked());
-        Self { store, process, names, mode: mode(announce), seen: None, arriving, checked, number: 0, told: None }
+        let (arriving, checked, offered) = (process.arriving(), process.checked(), process.offered());
+        Self { store, process, names, mode: mode(announce), seen: None, arriving, checked, offered, number: 0, told: None }
     }
 
     /// Goes on for ever.
@@ -68,6 +72,7 @@ impl Announcer {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
                 Ok(()) = self.arriving.changed() => self.seen = None,
+                Ok(()) = self.offered.changed() => self.seen = None,
                 _ = process.next_link(self.number) => {}
             }
         }
@@ -87,7 +92,7 @@ impl Announcer {
         if self.seen.replace(changes) == Some(changes) || self.mode == AnnounceMode::None {
             return Ok(());
         }
-        let (store, mode) = (Arc::clone(&self.store), self.mode);
+        let (store, mode, with_delta) = (Arc::clone(&self.store), self.mode, with_delta(&self.offered.borrow_and_update()));
         let names = Arc::clone(&self.names);
         let arriving: Vec<Digest> = self.arriving.borrow_and_update().iter().take(ARRIVING_MAX).copied().collect();
         let checked = self.checked.borrow_and_update().clone();
@@ -100,7 +105,7 @@ impl Announcer {
                     arriving_public.push(digest);
                 }
             }
-            Ok::<_, anyhow::Error>((wanted(&store, mode)?, arriving_public))
+            Ok::<_, anyhow::Error>((wanted(&store, mode, &with_delta)?, arriving_public))
         })
         .await??;
         let keys = keys(&whole, &arriving, &checked, mode);
@@ -135,23 +140,32 @@ fn mode(announce: Announce) -> AnnounceMode {
     }
 }
 
+/// The files of which strangers may hear that there is a delta.
+fn with_delta(offered: &[Offered]) -> HashSet<Digest> {
+    offered.iter().filter(|delta| delta.to_strangers).map(|delta| delta.new).collect()
+}
+
 /// The keys to announce, the most worthy first.
-fn wanted(store: &Store, mode: AnnounceMode) -> Result<Vec<Id>> {
-    let shared = match mode {
+fn wanted(store: &Store, mode: AnnounceMode, with_delta: &HashSet<Digest>) -> Result<Vec<Id>> {
+    let mut shared = match mode {
         AnnounceMode::None => Vec::new(),
         AnnounceMode::All => store.shared_as(&FOR_STRANGERS)?,
         AnnounceMode::Large | AnnounceMode::Pieces => store.shared_as(&[Sharing::Announced])?,
     };
-    let offers: Vec<Offer> = shared.iter().map(offer).collect();
+    if matches!(mode, AnnounceMode::Large | AnnounceMode::Pieces) && !with_delta.is_empty() {
+        let available = store.shared_as(&[Sharing::Available])?;
+        shared.extend(available.into_iter().filter(|shared| with_delta.contains(&shared.digest)));
+    }
+    let offers: Vec<Offer> = shared.iter().map(|shared| offer(shared, with_delta.contains(&shared.digest))).collect();
     Ok(select(&offers, mode, ANNOUNCE_KEYS_MAX))
 }
 
-fn offer(shared: &Shared) -> Offer {
+fn offer(shared: &Shared, has_delta: bool) -> Offer {
     Offer {
         key: Id(shared.digest.file_key()),
         bytes: shared.size,
         arrived_s: u64::try_from(shared.since).unwrap_or(0),
-        has_delta: false,
+        has_delta,
         pieces: Vec::new(),
     }
 }
@@ -181,11 +195,16 @@ mod tests {
         let small = record("small", 100, Sharing::Available);
         record("private", 600 << 10, Sharing::LocalOnly);
         record("withheld", 600 << 10, Sharing::Withheld);
-        assert_eq!(wanted(&store, AnnounceMode::Large).unwrap(), [larger, large]);
-        assert_eq!(wanted(&store, AnnounceMode::All).unwrap(), [larger, large, small]);
-        assert_eq!(wanted(&store, AnnounceMode::None).unwrap(), []);
+        let none = HashSet::new();
+        assert_eq!(wanted(&store, AnnounceMode::Large, &none).unwrap(), [larger, large]);
+        assert_eq!(wanted(&store, AnnounceMode::All, &none).unwrap(), [larger, large, small]);
+        assert_eq!(wanted(&store, AnnounceMode::None, &none).unwrap(), []);
+        // A small file with a delta is worth a key; what is kept back is none with one either.
+        let deltas = [b's', b'w'].map(|byte| Sums::of(&vec![byte; if byte == b's' { 100 } else { 600 << 10 }]).digest).into();
+        assert_eq!(wanted(&store, AnnounceMode::Large, &deltas).unwrap(), [larger, large, small]);
+        assert_eq!(wanted(&store, AnnounceMode::None, &deltas).unwrap(), []);
         store.removed(Role::Archives, b"Larger").unwrap();
-        assert_eq!(wanted(&store, AnnounceMode::Large).unwrap(), [large]);
+        assert_eq!(wanted(&store, AnnounceMode::Large, &none).unwrap(), [large]);
     }
 
     /// Pieces are told of in their own mode only, of files that are told of as parts, and never instead of a file.

@@ -1,12 +1,13 @@
 //! The catalog as the mounts see it: with apt's configuration read anew whenever apt's lists change.
 
 use crate::config::SecurityFrom;
+use crate::deltas::sharing_of_delta;
 use crate::errands::Errands;
 use crate::{clock, config};
 use parking_lot::Mutex;
 use poolfs_core::Digest;
 use poolfs_core::catalog::{Before, Catalog, Entry, Vanished};
-use poolfs_core::discretion::Verdict;
+use poolfs_core::discretion::{Rule, Verdict};
 use poolfs_core::store::{Decision, Sharing, Store};
 use poolfs_fs::FsError;
 use poolfs_fs::names::{self, Names};
@@ -95,9 +96,22 @@ impl Names for AptNames {
 
     fn judge_again(&self, contents: &BTreeMap<Digest, (u64, Sharing)>) -> Result<Vec<Decision>, FsError> {
         let mut known = self.store.decisions()?;
+        let origins: BTreeMap<Digest, Option<_>> = known.iter().map(|(digest, (_, origin))| (*digest, origin.clone())).collect();
         let judging = self.catalog.judging(clock::now())?;
         let mut decisions = Vec::new();
         for (digest, (size, sharing)) in contents {
+            if let Some((old, new)) = self.store.delta_between(digest)? {
+                let of = |content: &Digest| {
+                    let (size, sharing) = contents.get(content).map_or((0, None), |(size, sharing)| (*size, Some(*sharing)));
+                    let origin = origins.get(content).cloned().flatten();
+                    judging.decide(content, size, &Before { origin, sharing })
+                };
+                let (new, old) = (of(&new)?, of(&old)?);
+                // Nobody is to learn that something private was here.
+                let sharing = if old.rule == Rule::Private { Sharing::LocalOnly } else { sharing_of_delta(new.sharing) };
+                decisions.push(Decision { digest: *digest, sharing, rule: new.rule, origin: None });
+                continue;
+            }
             let (rule, origin) = known.remove(digest).map_or((None, None), |(rule, origin)| (Some(rule), origin));
             let before = Before { origin, sharing: Some(*sharing) };
             let decision = judging.decide(digest, *size, &before)?;

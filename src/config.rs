@@ -216,6 +216,16 @@ pub struct Net {
     pub metered: Metered,
     /// Whether nobody is spoken to who is on none of this machine's links. Mirrors are.
     pub lan_only: bool,
+    /// Whether deltas are made, offered and used.
+    pub deltas: Deltas,
+    /// The most that a delta may have of its package, in hundredths.
+    #[serde(deserialize_with = "percent")]
+    pub delta_percent_max: u64,
+    /// The most bytes that a delta may have.
+    #[serde(deserialize_with = "byte_count")]
+    pub delta_bytes_max: u64,
+    /// When deltas are made.
+    pub delta_priority: DeltaPriority,
 }
 
 /// Whether the connection is paid by the byte.
@@ -261,6 +271,13 @@ pub struct Fleet {
     pub gateway: bool,
 }
 
+impl Fleet {
+    /// Whether strangers are told what is here. A fleet whose key cannot be read is one all the same.
+    pub fn announces_outside(&self) -> bool {
+        self.gateway || self.key_file.is_none()
+    }
+}
+
 /// Which of the files that may be shared are announced; at most 600, the newest and largest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -283,6 +300,28 @@ pub enum SecurityFrom {
     Fleet,
     /// Everybody.
     All,
+}
+
+/// When a delta is used. Whoever uses them makes and offers them too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Deltas {
+    /// Where the package is expected sooner that way.
+    Auto,
+    /// Wherever there is one: fewest bytes.
+    Always,
+    /// Never, and none is made or offered: nobody learns which older versions were here.
+    Off,
+}
+
+/// How much processor and disk the making of a delta may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeltaPriority {
+    /// What nobody else wants.
+    Idle,
+    /// As every other process: for machines that are never idle.
+    Normal,
 }
 
 /// What kind of network the peers are on.
@@ -381,6 +420,10 @@ impl Default for Net {
             quiet_hours: Vec::new(),
             metered: Metered::Auto,
             lan_only: false,
+            deltas: Deltas::Auto,
+            delta_percent_max: 50,
+            delta_bytes_max: 64 << 20,
+            delta_priority: DeltaPriority::Idle,
         }
     }
 }
@@ -502,6 +545,12 @@ fn did_you_mean(hint: Option<String>) -> String {
 
 fn nearest<'known>(word: &str, known: impl Iterator<Item = &'known str>) -> Option<&'known str> {
     known.map(|known| (strsim::jaro_winkler(word, known), known)).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| known)
+}
+
+/// A part, in hundredths.
+fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let number = u64::deserialize(deserializer)?;
+    if (1..=100).contains(&number) { Ok(number) } else { Err(de::Error::custom(format!("{number} is not within 1 to 100"))) }
 }
 
 /// A byte count as a number or as `"5 GiB"`, `"500MB"`.
@@ -719,6 +768,10 @@ mod tests {
             quiet_hours = ["Mon-Fri 08:00-18:00"]
             metered = "no"
             lan_only = true
+            deltas = "always"
+            delta_percent_max = 90
+            delta_bytes_max = "1 MB"
+            delta_priority = "normal"
             [status]
             listen = "[::1]:1"
             [fleet]

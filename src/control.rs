@@ -140,6 +140,12 @@ pub struct Status {
     pub mounts: Vec<MountStatus>,
     /// Bytes that arrived, by source, since the start.
     pub bytes: SourceBytes,
+    /// Bytes that did not have to arrive, because of deltas.
+    #[serde(default)]
+    pub delta_saved_bytes: u64,
+    /// Deltas that are offered to others.
+    #[serde(default)]
+    pub deltas_offered: usize,
     /// The update of apt's lists that runs, or the last one since the start.
     #[serde(default)]
     pub last_update: Option<UpdateStatus>,
@@ -199,6 +205,9 @@ pub struct Why {
     pub rule: Option<String>,
     /// `mirror`, `peer`, `delta` or `written here`.
     pub source: Option<String>,
+    /// Which delta it was made with, or why none was used, at its last download where an older version was here.
+    #[serde(default)]
+    pub delta: Option<String>,
     /// When its whole digest was last compared, Unix seconds; 0: never.
     pub verified_at: i64,
     /// Who gave which piece, for what was downloaded since the start and is remembered.

@@ -13,6 +13,9 @@ use crate::apt_names::AptNames;
 use crate::config::{self, Config};
 use crate::control::server::{Handler, Server};
 use crate::control::{self, Download, MountStatus, Reply, Request, Seen, SourceBytes, Status, Verified, Why};
+use crate::deltas;
+use crate::deltas::making::Maker;
+use crate::deltas::using::{RebuildHandle, Rebuilder};
 use crate::errands::Errands;
 use crate::facts::{Recorder, Witness};
 use crate::lists_age::ListsAge;
@@ -77,6 +80,7 @@ struct Daemon {
     catalog: Arc<Catalog>,
     incoming: Arc<Incoming>,
     fetcher: Arc<Fetcher>,
+    rebuilder: Arc<Rebuilder>,
     repairer: Repairer,
     mounts: Mutex<Mounts>,
     /// Held by who mounts or unmounts, before `mounts`.
@@ -126,7 +130,7 @@ async fn serve_here(config: Config, errands: Errands, page: Option<Result<TcpLis
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let server = Server::bind(&config.control.socket)?;
     let mut net = Network::start(&config, errands.clone());
-    let daemon = start(config, &net, errands)?;
+    let daemon = start(config, &mut net, errands)?;
     {
         let refresher = Arc::clone(daemon.mounts.lock().refresher());
         let (store, catalog) = (Arc::clone(&daemon.store), Arc::clone(&daemon.catalog));
@@ -216,7 +220,7 @@ async fn unmount(daemon: &Arc<Daemon>) -> Result<()> {
 }
 
 /// Brings everything up and mounts.
-fn start(config: Config, net: &Network, errands: Errands) -> Result<Arc<Daemon>> {
+fn start(config: Config, net: &mut Network, errands: Errands) -> Result<Arc<Daemon>> {
     let started = Instant::now();
     let specs = config.mounts.iter().map(|mount| spec(mount, &config.fs)).collect::<Result<Vec<_>>>()?;
     let prepared = prepare(&specs, &config.store.cache_dir)?;
@@ -237,6 +241,8 @@ fn start(config: Config, net: &Network, errands: Errands) -> Result<Arc<Daemon>>
     let advisories = AdvisoryKeeper::new(&config.apt, &config.store.state_dir, Arc::clone(&catalog), net.process.clone());
     let source: Arc<dyn Source> = Arc::new(net.process.clone());
     let fetcher = Fetcher::new(Arc::clone(&incoming), Arc::clone(&source), runtime.clone(), FetchLimits::default());
+    // Its own: the askers hold the turns of the other one while they wait for their deltas.
+    let delta_fetcher = Fetcher::new(Arc::clone(&incoming), Arc::clone(&source), runtime.clone(), FetchLimits::default());
     let lists_elsewhere = match prepared.mounts.iter().any(|mount| mount.spec.role == Role::Lists) {
         true => None,
         false => open_lists(lists_directory.as_deref(), &mut problems),
@@ -257,6 +263,19 @@ fn start(config: Config, net: &Network, errands: Errands) -> Result<Arc<Daemon>>
     let mounts = Mounts::mount(prepared.mounts, &parts, true, config.fs.threads)?;
     let shelf = Arc::new(shelf.after(mounts.refresher().judged()));
     net.process.give_from(Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>);
+    let shared = deltas::Shared {
+        store: Arc::clone(&store),
+        objects: Arc::clone(&objects),
+        catalog: Arc::clone(&catalog),
+        shelf: Arc::clone(&shelf),
+        network: Arc::new(net.process.clone()),
+    };
+    let state_dir = config.store.state_dir.clone();
+    let rebuilder = Rebuilder::new(shared.clone(), Arc::clone(&names) as Arc<dyn Names>, delta_fetcher, config.net.deltas, state_dir);
+    fetcher.rebuild_with(Arc::new(RebuildHandle(Arc::clone(&rebuilder))));
+    if let Some(maker) = Maker::new(shared, Arc::clone(&fetcher), &config) {
+        net.make_deltas(maker, &mounts.refresher().judged());
+    }
     let daemon = Daemon {
         read_last: Mutex::new(config.origin.clone()),
         manners: Manners::new(config.net.clone()),
@@ -267,6 +286,7 @@ fn start(config: Config, net: &Network, errands: Errands) -> Result<Arc<Daemon>>
         catalog,
         incoming,
         fetcher,
+        rebuilder,
         repairer,
         mounts: Mutex::new(mounts),
         joining: tokio::sync::Mutex::new(Joining { places: prepared.places, ending: false }),
@@ -350,6 +370,9 @@ fn tidy(daemon: &Daemon) {
     // A second reading of the lists has nothing to say of those that it finds unchanged: their problems would be forgotten.
     if any_adopted {
         daemon.mounts.lock().refresher().request(Vanished::Keep);
+    }
+    if let Err(err) = daemon.store.sweep_deltas() {
+        tracing::warn!("forget deltas that are not here any more: {err}");
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let before = i64::try_from(now.saturating_sub(INCOMING_KEPT).as_secs()).unwrap_or_default();
@@ -505,14 +528,15 @@ impl Daemon {
             blocks_bad: mount.blocks_bad,
             blocks_mended: mount.blocks_mended,
         });
-        let bytes = self.fetcher.counters();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             page: self.page.get().copied(),
             mounts: mounts.collect(),
-            bytes: SourceBytes { mirror: bytes.mirror, peer: bytes.peer, delta: bytes.delta },
+            bytes: self.received(),
+            delta_saved_bytes: self.rebuilder.saved_bytes(),
+            deltas_offered: net.deltas_offered,
             last_update: self.trees().iter().find_map(|tree| tree.last_update()).map(Into::into),
             last_install: self.trees().iter().find_map(|tree| tree.last_install()).map(Into::into),
             downloads: self.downloads(),
@@ -535,6 +559,12 @@ impl Daemon {
                 .chain(self.background_problems.lock().iter().cloned())
                 .collect(),
         })
+    }
+
+    /// Bytes that arrived; those of deltas from peers are peers' bytes.
+    fn received(&self) -> SourceBytes {
+        let (files, deltas) = (self.fetcher.counters(), self.rebuilder.counters());
+        SourceBytes { mirror: files.mirror + deltas.mirror, peer: files.peer + deltas.peer, delta: files.delta }
     }
 
     fn downloads(&self) -> Vec<Download> {
@@ -608,6 +638,9 @@ impl Daemon {
                 record.digest
             }
         };
+        if let Some(digest) = &digest {
+            why.delta = self.store.delta_note(digest)?.map(|note| note.note);
+        }
         why.digest = digest.map(|digest| digest.to_string());
         Ok((why, digest))
     }

@@ -1,4 +1,77 @@
-//! Deltas between versions of a package. What they are is in [`poolfs_core::delta`]; here is the process in which they are made and
-//! applied.
+//! Deltas: made when this machine is idle, offered to peers, and used where an older version of what is wanted is here.
+//!
+//! - [`work`] is the process in which a delta is made or applied.
+//! - [`offers`] is what is asked of the network: what others offer, and what this machine does.
+//! - [`making`] makes them, [`using`] uses them; both are on the side that has the store.
 
+pub mod making;
+pub mod offers;
+pub mod using;
 pub mod work;
+
+use anyhow::Result;
+use poolfs_core::catalog::{Catalog, Entry};
+use poolfs_core::store::{Objects, PackageVersion, Sharing, Store};
+use poolfs_core::{Digest, discretion};
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+/// Older versions of one package that are looked at, the newest first.
+const OLDS_MAX: usize = 4;
+
+/// What both sides of a delta need.
+#[derive(Clone)]
+pub struct Shared {
+    /// Records of files, objects and deltas.
+    pub store: Arc<Store>,
+    /// Where deltas are kept.
+    pub objects: Arc<Objects>,
+    /// Which package a digest is.
+    pub catalog: Arc<Catalog>,
+    /// Opens older versions.
+    pub shelf: Arc<crate::shelf::StoreShelf>,
+    /// The network.
+    pub network: Arc<dyn offers::Offers>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Which package a content is, as the lists say or once said; blocks for the database.
+    fn version(&self, digest: &Digest) -> Result<Option<PackageVersion>> {
+        if let Some(known) = self.store.version_of(digest)? {
+            return Ok(Some(known));
+        }
+        let Some(version) = self.catalog.by_digest(digest)?.as_ref().and_then(version_of) else { return Ok(None) };
+        self.store.name_version(digest, &version)?;
+        Ok(Some(version))
+    }
+
+    /// The older versions of a package that are here, the newest first; blocks for the database.
+    fn olds(&self, version: &PackageVersion, new: &Digest) -> Result<Vec<Digest>> {
+        let mut olds = self.store.versions_here(&version.package, &version.architecture)?;
+        olds.retain(|(old, digest)| digest != new && discretion::compare(old, &version.version) == Some(Ordering::Less));
+        olds.sort_by(|(a, _), (b, _)| discretion::compare(b, a).unwrap_or(Ordering::Equal));
+        Ok(olds.into_iter().map(|(_, digest)| digest).take(OLDS_MAX).collect())
+    }
+}
+
+/// Which package an entry of the lists is; `None` for what is no binary package.
+fn version_of(entry: &Entry) -> Option<PackageVersion> {
+    let architecture = entry.name.strip_suffix(".deb")?.rsplit_once('_')?.1;
+    let version = PackageVersion { package: entry.package.clone(), architecture: architecture.to_owned(), version: entry.version.clone() };
+    (!version.package.is_empty() && !version.version.is_empty()).then_some(version)
+}
+
+/// Who may have the delta to a file that is shared so: nobody else, and its own key is not announced.
+pub fn sharing_of_delta(new: Sharing) -> Sharing {
+    match new {
+        Sharing::Announced | Sharing::Available => Sharing::Available,
+        Sharing::Withheld => Sharing::Withheld,
+        Sharing::LocalOnly => Sharing::LocalOnly,
+    }
+}

@@ -9,9 +9,10 @@ mod shelf;
 use crate::bridge::NetSource;
 use crate::confine;
 use crate::control::Uploaded;
+use crate::deltas::offers::{OFFERS_MAX, TOLD_BYTES_MAX};
 use crate::logging;
-use crate::net_side::NetSide;
-use crate::wire::{Answer, Delivered, FromNet, NetStatus, Outlet, Question, Setup, Socket, ToNet, WireError, seal};
+use crate::net_side::{NetSide, Seeker};
+use crate::wire::{Answer, Delivered, FromNet, Memory, NetStatus, Outlet, Question, Setup, Socket, ToNet, WireError, seal};
 use anyhow::{Context as _, Result, bail};
 use poolfs_core::Digest;
 use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Source, Want};
@@ -88,6 +89,7 @@ async fn serve(wire: OwnedFd, setup: Setup) -> Result<()> {
                     Err(err) => err.id(),
                 };
                 served.wanted.retain(|_, wanted| wanted.task.id() != task);
+                served.sought.retain(|_, search| search.id() != task);
             }
         }
     }
@@ -113,11 +115,15 @@ struct Served {
     /// Who watches what is told to others.
     watchers: Arc<Watchers>,
     source: NetSource,
+    seeker: Seeker,
     /// What gives files to peers; `None` where it could not be started.
     server: Option<Arc<PeerServer>>,
     shelf: Arc<WireShelf>,
     outlet: Outlet,
     wanted: HashMap<u64, Wanted>,
+    /// Searches for deltas under way.
+    sought: HashMap<u64, AbortHandle>,
+    /// The tasks of both.
     wants: JoinSet<()>,
 }
 
@@ -127,12 +133,14 @@ impl Served {
         let mirror = Arc::new(Mirror::new(mirror_limits(&setup.mirror)));
         let swarm = side.swarm(Arc::clone(&mirror), &setup)?;
         let source = NetSource::new(Arc::clone(&swarm), tokio::runtime::Handle::current());
+        let seeker = side.seeker(Arc::clone(&swarm), &setup.net);
         let shown = Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>;
         let reputation = side.reputation(&swarm, &shown, &setup);
         let server = side.serve(shown, &setup.net).map(Arc::new);
         let told = side.node().map(|node| node.dht.told()).unwrap_or_default();
         let watchers = Arc::new(Watchers::new(told));
-        Ok(Self { reputation, watchers, side, mirror, swarm, source, server, shelf, outlet, wanted: HashMap::new(), wants: JoinSet::new() })
+        let (wanted, sought, wants) = (HashMap::new(), HashMap::new(), JoinSet::new());
+        Ok(Self { side, mirror, swarm, reputation, watchers, source, seeker, server, shelf, outlet, wanted, sought, wants })
     }
 
     /// Does what a message says. Never waits for a stranger.
@@ -146,10 +154,17 @@ impl Served {
                 }
             }
             ToNet::Leave { id } => {
-                if let Some(wanted) = self.wanted.remove(&id) {
-                    wanted.task.abort();
+                let task = self.wanted.remove(&id).map(|wanted| wanted.task).or_else(|| self.sought.remove(&id));
+                if let Some(task) = task {
+                    task.abort();
                 }
             }
+            ToNet::Seek { id, new, fleet_only } => self.seek(id, new, fleet_only),
+            ToNet::FalseClaim(false_claim) => {
+                let delta = fds.pop().map(|memory| Memory::check(memory, TOLD_BYTES_MAX)).transpose()?;
+                self.seeker.false_claim(&false_claim, delta.map(|delta| delta.read()).transpose()?);
+            }
+            ToNet::Offer(offered) => self.side.offer(offered).await,
             ToNet::Verdict { digest, verdict } => self.source.verdict(digest, verdict),
             ToNet::Announce(keys) => self.side.announce(keys, self.server.is_some()).await,
             ToNet::Holdings { new, gone } => {
@@ -190,6 +205,21 @@ impl Served {
         self.wanted.insert(id, Wanted { ahead, task });
     }
 
+    fn seek(&mut self, id: u64, new: Digest, fleet_only: bool) {
+        let (outlet, mut offers) = (self.outlet.clone(), self.seeker.offers(new, fleet_only));
+        let task = self.wants.spawn(async move {
+            for _ in 0..OFFERS_MAX {
+                let Some(offer) = offers.recv().await else { break };
+                if outlet.send(&FromNet::Offer { id, offer: Some(Box::new(offer)) }, Vec::new()).await.is_err() {
+                    return;
+                }
+            }
+            // An error means that nobody is there any more.
+            let _ = outlet.send(&FromNet::Offer { id, offer: None }, Vec::new()).await;
+        });
+        self.sought.insert(id, task);
+    }
+
     fn ask(&self, id: u64, question: Question) {
         let (outlet, swarm) = (self.outlet.clone(), Arc::clone(&self.swarm));
         match question {
@@ -198,6 +228,7 @@ impl Served {
                 let mut status = NetStatus {
                     fleet_members: self.side.fleet().map_or(0, |fleet| fleet.members() + 1),
                     fleet_told: self.side.fleet().map_or(0, poolfs_net::fleet::Fleet::told),
+                    deltas_offered: self.side.deltas_offered(),
                     uploaded: server.as_deref().map(uploaded).unwrap_or_default(),
                     problems: self.side.problems().to_vec(),
                     node: None,
@@ -237,6 +268,14 @@ impl Served {
                 });
             }
             Question::Why(digest) => drop(tokio::spawn(async move { answer(&outlet, id, why(&swarm, &digest), Vec::new()).await })),
+            Question::Item(target) => {
+                let seeker = self.seeker.clone();
+                tokio::spawn(async move { answer(&outlet, id, Answer::Item(seeker.item(target).await), Vec::new()).await });
+            }
+            Question::IsMaker { new, size } => {
+                let seeker = self.seeker.clone();
+                tokio::spawn(async move { answer(&outlet, id, Answer::IsMaker(seeker.is_maker(new, size).await), Vec::new()).await });
+            }
             Question::Document { url, proxy, bytes_max } => {
                 let mirror = Arc::clone(&self.mirror);
                 tokio::spawn(async move {

@@ -7,11 +7,13 @@
 //!
 //! One task keeps the process and reads what it sends; it never waits for the disk, nor for who takes deliveries.
 
+mod deltas;
 mod lines;
 mod link;
 
 pub use link::{Gone, Link, Parts, ShelfBox};
 
+use crate::deltas::offers::Offered;
 use crate::errands::Errands;
 use crate::logging;
 use crate::wire::{self, Answer, Checked, FromNet, Memory, NetStatus, Question, Setup, Socket, ToNet, WireError, plain_text};
@@ -121,6 +123,8 @@ struct Inner {
     log: Mutex<String>,
     /// What may go to strangers, where it is another rate than at the start.
     upload: Mutex<Option<u64>>,
+    /// The deltas that are offered. Whoever sees them has them told before.
+    offered: watch::Sender<Vec<Offered>>,
     parts: Parts,
     stop: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -157,6 +161,7 @@ impl NetProcess {
             fault: Mutex::default(),
             log,
             upload: Mutex::default(),
+            offered: watch::Sender::default(),
             parts,
             stop,
         });
@@ -206,6 +211,11 @@ impl NetProcess {
     /// What is here of them, as it changes.
     pub fn checked(&self) -> watch::Receiver<Vec<Checked>> {
         self.inner.parts.checked.subscribe()
+    }
+
+    /// The deltas that are offered, as they change.
+    pub fn offered(&self) -> watch::Receiver<Vec<Offered>> {
+        self.inner.offered.subscribe()
     }
 
     /// How it is, with what is wrong.
@@ -528,7 +538,12 @@ impl Keeper {
                     match message {
                         FromNet::Started if !started && fds.is_empty() => {
                             started = true;
-                            self.phase.send_replace(Phase::Up(Arc::clone(link)));
+                            {
+                                // Whoever offers others waits here, and finds the link.
+                                let offered = inner.offered.borrow();
+                                let _ = link.try_tell(&ToNet::Offer(offered.clone()));
+                                self.phase.send_replace(Phase::Up(Arc::clone(link)));
+                            }
                             // Told while it was starting, it was told to nobody.
                             if let Some(bytes_s) = *inner.upload.lock() {
                                 let _ = link.try_tell(&ToNet::Upload(bytes_s));

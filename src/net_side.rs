@@ -2,10 +2,16 @@
 //!
 //! What goes wrong here is a line in the status, and the files come from the mirror.
 
+mod deltas;
+
+pub use deltas::Seeker;
+
 use crate::bridge::NodeFinder;
 use crate::config;
+use crate::deltas::offers::Offered;
 use crate::wire::{Announced, Checked, FromNet, Outlet, Setup};
 use anyhow::Result;
+use deltas::{Board, OwnFacts};
 use parking_lot::Mutex;
 use poolfs_core::Digest;
 use poolfs_net::dht::{AnnounceKey, Family, PIECE_KEYS_PER_FILE_MAX};
@@ -135,6 +141,10 @@ pub struct NetSide {
     /// Downloads that are given from while they arrive.
     partials: Arc<Partials>,
     arriving: Arc<Arriving>,
+    /// The deltas that this machine offers.
+    board: Arc<Board>,
+    /// What is to be announced, without them.
+    announced: Vec<Announced>,
     /// A node on a public network announces only after somebody dialled it.
     flags: u64,
     /// What downloads prove of others, to who speaks of it.
@@ -156,6 +166,8 @@ impl NetSide {
             problems: Vec::new(),
             partials: Arc::default(),
             arriving: Arc::default(),
+            board: Arc::default(),
+            announced: Vec::new(),
             flags,
             convictions: {
                 let (tell, told) = mpsc::channel(CONVICTIONS_MAX);
@@ -176,6 +188,7 @@ impl NetSide {
             }
         };
         side.fleet = start_fleet(&node, setup).await;
+        side.tasks.spawn(Arc::clone(&side.board).keep_items(node.dht.clone()));
         side.node = Some(node);
         side
     }
@@ -197,12 +210,37 @@ impl NetSide {
 
     /// Announces these keys and no others; none of them where nothing is given: who announces what nobody can get from it costs
     /// others their time.
-    pub async fn announce(&self, keys: Vec<Announced>, is_given: bool) {
-        let Some(node) = self.node.as_ref().filter(|_| is_given) else { return };
-        let pv = Pv { key: node.dht.signing_key().verifying_key().to_bytes(), flags: self.flags, deltas: Vec::new() };
-        let part = Pv { flags: self.flags | FLAG_PARTIAL, ..pv.clone() };
-        let pv = |is_part: bool| Some(if is_part { part.clone() } else { pv.clone() });
-        let keys: Vec<_> = keys.into_iter().map(|Announced { key, part }| AnnounceKey { key: Id(key), pv: pv(part) }).collect();
+    pub async fn announce(&mut self, keys: Vec<Announced>, is_given: bool) {
+        self.announced = if is_given { keys } else { Vec::new() };
+        self.tell().await;
+    }
+
+    /// Offers these deltas and no others: with the keys that are announced, and to who asks about a file.
+    pub async fn offer(&mut self, offered: Vec<Offered>) {
+        let before = self.board.by_key();
+        self.board.set(offered);
+        if self.board.by_key() != before {
+            self.tell().await;
+        }
+    }
+
+    /// How many it offers.
+    pub fn deltas_offered(&self) -> usize {
+        self.board.len()
+    }
+
+    /// Tells the node what it is to announce.
+    async fn tell(&self) {
+        let Some(node) = self.node.as_ref() else { return };
+        let (own, mut deltas) = (node.dht.signing_key().verifying_key().to_bytes(), self.board.by_key());
+        let announce = |Announced { key, part }: &Announced| {
+            let (flags, deltas) = match part {
+                true => (self.flags | FLAG_PARTIAL, Vec::new()),
+                false => (self.flags, deltas.remove(key).unwrap_or_default()),
+            };
+            AnnounceKey { key: Id(*key), pv: Some(Pv { key: own, flags, deltas }) }
+        };
+        let keys: Vec<_> = self.announced.iter().map(announce).collect();
         tracing::debug!(keys = keys.len(), "announcing");
         if let Err(err) = node.dht.set_announces(keys).await {
             tracing::warn!("announce what is here: {err}");
@@ -230,6 +268,11 @@ impl NetSide {
     fn client(&self, config: &config::Net) -> PeerClient {
         let told = self.node.as_ref().map(|node| node.dht.told()).unwrap_or_default();
         client(config).telling(told)
+    }
+
+    /// What looks for deltas.
+    pub fn seeker(&self, swarm: Arc<Swarm>, config: &config::Net) -> Seeker {
+        Seeker { node: self.node.as_ref().map(|node| node.dht.clone()), client: self.client(config), fleet: self.fleet.clone(), swarm }
     }
 
     /// Says what was proved of others, and hears what is said of them, with the files of `shelf` as the truth. `None` where there is no node.
@@ -262,6 +305,7 @@ impl NetSide {
     pub fn serve(&mut self, shelf: Arc<dyn Shelf>, config: &config::Net) -> Option<PeerServer> {
         let NetNode { dht, netdb } = self.node.clone()?;
         let proofs = Some(KeptProofs::new(netdb, Arc::clone(&shelf)));
+        let node = NodeFacts { reachable: config.network == config::Network::Public, proofs };
         let limits = ServerLimits { upload_bytes_s: config.upload_bytes_s, slots: config.upload_slots, ..ServerLimits::default() };
         let parts = ServerParts {
             listen: Family::ALL.into_iter().filter_map(|family| dht.local(family)).collect(),
@@ -269,7 +313,7 @@ impl NetSide {
             near: near(config),
             shelf,
             partials: Arc::clone(&self.partials),
-            facts: Arc::new(NodeFacts { reachable: config.network == config::Network::Public, proofs }),
+            facts: Arc::new(OwnFacts { node, board: Arc::clone(&self.board), dht: dht.clone() }),
             auth: self.fleet.as_ref().and_then(Fleet::auth),
             key: dht.keys(),
         };

@@ -118,6 +118,9 @@ fn why_text(why: &Why) -> String {
         line("rule", &or(&why.rule));
         line("source", &or(&why.source));
     }
+    if let Some(delta) = &why.delta {
+        line("delta", delta);
+    }
     if why.verified_at > 0 {
         let ago = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(why.verified_at.unsigned_abs())).unwrap_or_default();
         line("verified", &format!("{} ago", HumanDuration(ago)));

@@ -6,7 +6,7 @@
 
 use parking_lot::{Mutex, RwLock};
 use poolfs_core::piece::{self, BLOCK_BYTES};
-use poolfs_core::store::{Objects, SharedTo, Stamp, State, Store, StoreError};
+use poolfs_core::store::{Lease, Objects, SharedTo, Stamp, State, Store, StoreError};
 use poolfs_core::{BlockSum, Digest, Role, Sums};
 use poolfs_net::peer::{Audience, Shelf, Shelved};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -80,6 +80,18 @@ impl StoreShelf {
         }
         let object = self.objects.open_object(digest)?;
         Ok(object.map(|object| Shelved { file: object.file.into(), sums: object.sums }))
+    }
+
+    /// A file of this content for use on this machine itself, whoever may have it; with what keeps it from being evicted.
+    pub fn open_here(&self, digest: &Digest) -> Result<Option<(File, Option<Lease>)>, StoreError> {
+        for (role, path) in self.store.places(digest)? {
+            if let Some(record) = self.store.file(role, &path)?
+                && let Some(file) = self.open(role, &path, record.stamp)
+            {
+                return Ok(Some((file, None)));
+            }
+        }
+        Ok(self.objects.open_object(digest)?.map(|object| (object.file, Some(object.lease))))
     }
 
     /// The file at `path`, if it is still the one that was recorded.

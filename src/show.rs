@@ -69,10 +69,12 @@ pub fn status(status: &Status) {
     }
     let bytes = status.bytes;
     println!(
-        "received: {} from mirrors, {} from peers, {} from deltas",
+        "received: {} from mirrors, {} from peers, {} made from deltas ({} saved); {} deltas for others",
         HumanBytes(bytes.mirror),
         HumanBytes(bytes.peer),
-        HumanBytes(bytes.delta)
+        HumanBytes(bytes.delta),
+        HumanBytes(status.delta_saved_bytes),
+        status.deltas_offered
     );
     if let Some(update) = &status.last_update {
         println!("{}", update_line(update));

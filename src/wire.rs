@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`ToNet::Setup`], once, first | [`FromNet::Started`], once, first, or [`FromNet::Refused`] |
 //! | [`ToNet::Want`], [`ToNet::Took`], [`ToNet::Leave`] | [`FromNet::Delivery`], at most [`DELIVERIES_WAITING_MAX`] that were not yet taken |
+//! | [`ToNet::Seek`], [`ToNet::Leave`] | [`FromNet::Offer`], at most [`OFFERS_MAX`] and the end |
 //! | [`ToNet::Found`] | [`FromNet::Find`], at most [`FINDS_MAX`] that were not yet answered |
 //! | [`ToNet::Ask`] | [`FromNet::Answer`] |
 //! | [`ToNet::Ping`] | [`FromNet::Pong`] |
@@ -16,6 +17,7 @@
 //! without a limit, and no queue grows without one. The network's side gets descriptors that only read; what it hands over are
 //! sealed memfds.
 //!
+//! [`OFFERS_MAX`]: crate::deltas::offers::OFFERS_MAX
 //! [`DELIVERIES_WAITING_MAX`]: poolfs_fs::source::DELIVERIES_WAITING_MAX
 
 mod message;

@@ -139,6 +139,18 @@ pub const SECTIONS: &[Section] = &[
                 "false",
                 "true: no datagram and no connection to or from anybody who is on none of this machine's links; mirrors and name servers excepted.",
             ),
+            key(
+                "deltas",
+                "\"auto\"",
+                "Whether a package is made from an older version that is here and a delta: \"auto\" where that is sooner, \"always\" where it is fewer bytes, \"off\". With \"off\" none is made or offered either, which would tell that an older version was here.",
+            ),
+            key("delta_percent_max", "50", "A delta is offered if it has less than so many hundredths of its package, 1 to 100."),
+            key("delta_bytes_max", "\"64 MiB\"", "Bytes that a delta may have at most; more than 64 MiB are never taken."),
+            key(
+                "delta_priority",
+                "\"idle\"",
+                "Processor and disk for making them: \"idle\": what nobody else wants, \"normal\": as every other process, for a machine that is never idle.",
+            ),
         ],
     },
     Section {

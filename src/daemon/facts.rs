@@ -129,7 +129,7 @@ impl Daemon {
     }
 
     fn record_history(&self, given: u64) {
-        let bytes = self.fetcher.counters();
+        let bytes = self.received();
         let totals = Totals { mirror: bytes.mirror, peer: bytes.peer, delta: bytes.delta, given };
         self.recorder.lock().record(Instant::now(), totals);
     }

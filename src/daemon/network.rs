@@ -4,6 +4,7 @@ use crate::advisories::AdvisoryKeeper;
 use crate::announcer::Announcer;
 use crate::apt_names::AptNames;
 use crate::config::{Announce, Config, Fleet, Net};
+use crate::deltas::making::Maker;
 use crate::dht_cmd;
 use crate::errands::Errands;
 use crate::holdings::Holdings;
@@ -81,9 +82,14 @@ impl Network {
         if config.fleet.key_file.is_some() {
             self.tasks.spawn(after(judged.clone(), Holdings::new(Arc::clone(&store), self.process.clone()).run()));
         }
-        if config.fleet.gateway || config.fleet.key_file.is_none() {
+        if config.fleet.announces_outside() {
             self.tasks.spawn(after(judged.clone(), Announcer::new(store, self.process.clone(), names, config.net.announce).run()));
         }
+    }
+
+    /// Has deltas made from now on, when everything was judged.
+    pub(super) fn make_deltas(&mut self, maker: Maker, judged: &watch::Receiver<bool>) {
+        self.tasks.spawn(after(judged.clone(), maker.run()));
     }
 
     /// Has what is here judged again when its lists have grown old, or other advisories are there.

@@ -23,6 +23,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Files that go over.
@@ -267,7 +268,7 @@ impl std::fmt::Display for Ended {
 
 impl std::error::Error for Ended {}
 
-/// Does a work in a process of its own and waits for it. `Err` where the process did not come to an answer:
+/// Does a work in a process of its own and waits for it; [`Stop`] ends both. `Err` where the process did not come to an answer:
 /// it ended by a limit, was killed, or could not be started.
 fn run_and_wait(work: &Work, files: &Files, socket: UnixStream, far: OwnedFd) -> Result<Done> {
     if cfg!(test) {
@@ -317,6 +318,34 @@ fn converse(work: &Work, files: &Files, socket: &UnixStream) -> Result<Option<Do
     let mut from = socket.take(LINE_BYTES_MAX as u64);
     from.read_to_end(&mut answer).context("wait for its answer")?;
     if answer.is_empty() { Ok(None) } else { serde_json::from_slice(&answer).context("understand its answer").map(Some) }
+}
+
+/// Ends a work when it is dropped.
+#[derive(Debug)]
+struct Stop(Arc<UnixStream>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        // The waiting thread then sees the end of the answer, and kills.
+        if let Err(err) = self.0.shutdown(std::net::Shutdown::Both) {
+            tracing::debug!("end a delta's process: {err}");
+        }
+    }
+}
+
+/// As [`run_blocking`] without blocking. Dropping the future ends the process.
+pub async fn run(work: Work, files: Files) -> Result<Done> {
+    let (near, far) = UnixStream::pair().context("a socket for a delta's process")?;
+    let stop = Stop(Arc::new(near.try_clone()?));
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // A thread of its own: the child ends with the thread that started it, and the runtime's come and go.
+    std::thread::Builder::new().name("poolfs-delta".into()).spawn(move || {
+        // Nobody may wait any more.
+        let _ = tell.send(run_and_wait(&work, &files, near, far.into()));
+    })?;
+    let done = told.await.context("a delta's process")?;
+    drop(stop);
+    done
 }
 
 /// Does a work in a process of its own and waits for it. `Err` where the process did not come to an answer: it ended by a limit,

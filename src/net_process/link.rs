@@ -1,5 +1,6 @@
 //! One running network process, as the mounts' side sees it: what was asked of it and is not answered yet.
 
+use crate::deltas::offers::{DeltaOffer, ITEM_DELTA_BYTES_MAX, OFFERS_MAX};
 use crate::net_side::ARRIVING_MAX;
 use crate::wire::{
     Answer, Checked, DIGESTS_MAX, Delivered, FINDS_MAX, FromNet, Memory, Outlet, Question, ToNet, WireError, is_giver, plain_text, seal,
@@ -10,7 +11,7 @@ use poolfs_core::Digest;
 use poolfs_core::piece::{self, PIECE_BYTES};
 use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Delivery, SourceError, Want};
 use poolfs_net::dht::PIECE_KEYS_PER_FILE_MAX;
-use poolfs_net::peer::{Audience, Shelf};
+use poolfs_net::peer::{Audience, CLAIM_BYTES, Shelf};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -58,6 +59,7 @@ pub struct Link {
 struct Table {
     ids: u64,
     wants: HashMap<u64, Wanted>,
+    sought: HashMap<u64, mpsc::Sender<DeltaOffer>>,
     asked: HashMap<u64, oneshot::Sender<(Answer, Vec<OwnedFd>)>>,
     over: bool,
 }
@@ -67,6 +69,14 @@ struct Wanted {
     digest: Digest,
     size: u64,
     deliveries: mpsc::Sender<Delivery>,
+}
+
+/// A search for deltas under way; the other side is told when it is dropped.
+#[derive(Debug)]
+pub struct Seeking {
+    id: u64,
+    link: Arc<Link>,
+    offers: mpsc::Receiver<DeltaOffer>,
 }
 
 /// A want under way; the other side is told when it is dropped.
@@ -94,6 +104,11 @@ impl Link {
         Ok(self.outlet.try_send(message, Vec::new())?)
     }
 
+    /// The same, with descriptors.
+    pub fn try_tell_with(&self, message: &ToNet, fds: Vec<OwnedFd>) -> Result<(), Gone> {
+        Ok(self.outlet.try_send(message, fds)?)
+    }
+
     /// Asks for a file.
     pub async fn want(self: &Arc<Self>, want: Want, incoming: Option<OwnedFd>) -> Result<Wanting, Gone> {
         let (deliveries_in, deliveries) = mpsc::channel(DELIVERIES_WAITING_MAX);
@@ -109,6 +124,24 @@ impl Link {
         let wanting = Wanting { id, link: Arc::clone(self), deliveries };
         self.outlet.send(&ToNet::Want { id, want: Box::new(want) }, incoming.into_iter().collect()).await?;
         Ok(wanting)
+    }
+
+    /// Looks for deltas that make a file.
+    pub async fn seek(self: &Arc<Self>, new: Digest, fleet_only: bool) -> Result<Seeking, Gone> {
+        // All that it may send has room, and more than that is garbage.
+        let (offers_in, offers) = mpsc::channel(OFFERS_MAX);
+        let id = {
+            let mut table = self.table.lock();
+            if table.over {
+                return Err(Gone);
+            }
+            let id = table.next_id();
+            table.sought.insert(id, offers_in);
+            id
+        };
+        let seeking = Seeking { id, link: Arc::clone(self), offers };
+        self.tell(&ToNet::Seek { id, new, fleet_only }).await?;
+        Ok(seeking)
     }
 
     /// Asks a question; the answer is there within a few seconds, or `patience` for what takes longer.
@@ -139,6 +172,7 @@ impl Link {
         let mut table = self.table.lock();
         table.over = true;
         table.wants.clear();
+        table.sought.clear();
         table.asked.clear();
     }
 
@@ -180,7 +214,13 @@ impl Link {
                 }
                 parts.checked.send_replace(checked);
             }
+            FromNet::Offer { id, offer } => self.offer(id, offer.map(|offer| *offer))?,
             FromNet::Answer { id, answer } => {
+                if let Answer::Item(Some(item)) = &answer
+                    && item.len() as u64 > ITEM_DELTA_BYTES_MAX
+                {
+                    return Err(WireError::garbage("a small delta that is none"));
+                }
                 let mut table = self.table.lock();
                 let told = table.asked.remove(&id);
                 // Who asked may have gone away.
@@ -211,6 +251,24 @@ impl Link {
             table.wants.remove(&id);
         }
         Ok(())
+    }
+
+    fn offer(&self, id: u64, offer: Option<DeltaOffer>) -> Result<(), WireError> {
+        let mut table = self.table.lock();
+        let Some(sought) = table.sought.get(&id) else {
+            return if table.was_given(id) { Ok(()) } else { Err(WireError::garbage("an offer to nothing")) };
+        };
+        let Some(offer) = offer else {
+            table.sought.remove(&id);
+            return Ok(());
+        };
+        if offer.claim.as_ref().is_some_and(|claim| claim.len() != CLAIM_BYTES) {
+            return Err(WireError::garbage("a claim that is none"));
+        }
+        match sought.try_send(offer) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(WireError::garbage("more offers than it may send")),
+        }
     }
 
     fn find(self: &Arc<Self>, id: u64, digest: Digest, fleet: bool, sums: bool, parts: &Parts) -> Result<(), WireError> {
@@ -277,6 +335,22 @@ impl Wanted {
                 SourceError::Gone => SourceError::Gone,
             }),
         })
+    }
+}
+
+impl Seeking {
+    /// The next offer; `None` when there are no others.
+    pub async fn next(&mut self) -> Option<DeltaOffer> {
+        self.offers.recv().await
+    }
+}
+
+impl Drop for Seeking {
+    fn drop(&mut self) {
+        // As for wants.
+        if self.link.table.lock().sought.remove(&self.id).is_some() {
+            let _ = self.link.try_tell(&ToNet::Leave { id: self.id });
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::link::{Link, Parts, ShelfBox};
+use crate::deltas::offers::{DeltaOffer, OFFERS_MAX};
 use crate::wire::{self, Answer, Checked, Delivered, FromNet, Question, ToNet, WireError, seal};
 use poolfs_core::piece::PIECE_BYTES;
 use poolfs_core::{BlockSum, Digest, Sums};
 use poolfs_fs::source::{Audience, DELIVERIES_WAITING_MAX, Delivery, Giver, Purpose, SourceError, Want};
-use poolfs_net::peer::{self, Shelf, Shelved};
+use poolfs_net::peer::{self, CLAIM_BYTES, Shelf, Shelved};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::fs::File;
 use std::io::Write as _;
@@ -110,6 +111,40 @@ async fn nothing_that_was_not_asked_for() {
     // What comes late for something that was given up is not its fault.
     drop(wanting);
     link.take(piece(1, 1), five(), &parts).unwrap();
+}
+
+/// Offers of deltas come from strangers in the end; each is short, and so many and no more wait for who looks for them.
+#[tokio::test]
+async fn offers_are_bounded() {
+    let parts = parts();
+    let offer = |id, claim: Option<Vec<u8>>| {
+        let (old, delta) = (Digest::of(b"old"), Digest::of(b"delta"));
+        FromNet::Offer { id, offer: Some(Box::new(DeltaOffer { old, delta, bytes: 7, target: None, claim })) }
+    };
+    let (link, mut theirs) = link();
+    let mut seeking = link.seek(Digest::of(b"new"), true).await.unwrap();
+    let (asked, _) = theirs.receive::<ToNet>().await.unwrap();
+    assert!(matches!(asked, ToNet::Seek { id: 1, fleet_only: true, .. }), "{asked:?}");
+    assert_eq!(garbage(link.take(offer(2, None), Vec::new(), &parts)), "an offer to nothing");
+    assert_eq!(garbage(link.take(offer(1, Some(vec![7; CLAIM_BYTES + 1])), Vec::new(), &parts)), "a claim that is none");
+    let item = FromNet::Answer { id: 1, answer: Answer::Item(Some(vec![7; 997])) };
+    assert_eq!(garbage(link.take(item, Vec::new(), &parts)), "a small delta that is none");
+    for _ in 0..OFFERS_MAX {
+        link.take(offer(1, Some(vec![7; CLAIM_BYTES])), Vec::new(), &parts).unwrap();
+    }
+    assert_eq!(garbage(link.take(offer(1, None), Vec::new(), &parts)), "more offers than it may send");
+    link.take(FromNet::Offer { id: 1, offer: None }, Vec::new(), &parts).unwrap();
+    for _ in 0..OFFERS_MAX {
+        assert!(seeking.next().await.is_some());
+    }
+    assert!(seeking.next().await.is_none());
+    // What comes late is not its fault.
+    link.take(offer(1, None), Vec::new(), &parts).unwrap();
+    let given_up = link.seek(Digest::of(b"new"), false).await.unwrap();
+    drop(given_up);
+    theirs.receive::<ToNet>().await.unwrap();
+    let (left, _) = theirs.receive::<ToNet>().await.unwrap();
+    assert!(matches!(left, ToNet::Leave { id: 2 }), "{left:?}");
 }
 
 /// Deliveries that nobody takes would fill the memory, a piece each.

@@ -129,6 +129,10 @@ pub const METRICS: &[Metric] = &[
         let bytes = facts.status.bytes;
         put_all(out, [("mirror", number(bytes.mirror)), ("peer", number(bytes.peer)), ("delta", number(bytes.delta))]);
     }),
+    of("poolfs_delta_saved_bytes_total", "Bytes that did not have to arrive, because of deltas.", &[], |facts, out| {
+        out.put(&[], number(facts.status.delta_saved_bytes));
+    }),
+    of("poolfs_deltas_offered", "Deltas that are offered to others.", &[], |facts, out| out.put(&[], size(facts.status.deltas_offered))),
     of("poolfs_downloads", "Downloads in progress.", &[], |facts, out| out.put(&[], size(facts.status.downloads.len()))),
     of("poolfs_download_bytes_per_second", "Rate of all downloads in progress together.", &[], |facts, out| {
         out.put(&[], facts.status.downloads.iter().map(|download| number(download.rate_bytes_s)).sum());

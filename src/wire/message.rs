@@ -2,6 +2,7 @@
 
 use crate::config;
 use crate::control::Uploaded;
+use crate::deltas::offers::{DeltaOffer, FalseClaim, Offered};
 use poolfs_core::{Digest, Sums};
 use poolfs_fs::source::{Delivery, Giver, SourceError, Verdict, Want};
 use poolfs_net::node::Snapshot;
@@ -109,9 +110,23 @@ pub enum ToNet {
     },
     /// Nobody waits for it any more.
     Leave {
-        /// Which want.
+        /// Which want or search.
         id: u64,
     },
+    /// Deltas to a file are looked for: [`FromNet::Offer`] follows for each, at most
+    /// [`OFFERS_MAX`](crate::deltas::offers::OFFERS_MAX), and one more as the end.
+    Seek {
+        /// Names the search from now on.
+        id: u64,
+        /// The file.
+        new: Digest,
+        /// Only members of the fleet may be asked.
+        fleet_only: bool,
+    },
+    /// A delta does not make what was claimed. With a memfd of its bytes, where others may be told of it.
+    FalseClaim(FalseClaim),
+    /// Offers these deltas and no others.
+    Offer(Vec<Offered>),
     /// What the delivered bytes turned out to be.
     Verdict {
         /// The file.
@@ -172,6 +187,15 @@ pub enum Question {
     },
     /// Who gave which piece of a file.
     Why(Digest),
+    /// A small item of the DHT (BEP 44), by its target.
+    Item([u8; 20]),
+    /// Whether it is this machine's to make the deltas to a file.
+    IsMaker {
+        /// The file.
+        new: Digest,
+        /// Its length in bytes.
+        size: u64,
+    },
     /// A document from a URL.
     Document {
         /// Where it is.
@@ -197,6 +221,13 @@ pub enum FromNet {
         id: u64,
         /// What.
         what: Delivered,
+    },
+    /// Something for a search.
+    Offer {
+        /// Which search.
+        id: u64,
+        /// A delta; `None`: there are no others.
+        offer: Option<Box<DeltaOffer>>,
     },
     /// Is this file on the shelf?
     Find {
@@ -247,6 +278,10 @@ pub enum Answer {
     Told(Result<Vec<Tale>, String>),
     /// To [`Question::Why`].
     Why(Option<History>),
+    /// To [`Question::Item`]: its bytes; `None` where it is not found.
+    Item(Option<Vec<u8>>),
+    /// To [`Question::IsMaker`].
+    IsMaker(bool),
     /// To [`Question::Document`]: it is in the descriptor, or a reason for people.
     Document(Result<(), String>),
 }
@@ -260,6 +295,8 @@ pub struct NetStatus {
     pub fleet_members: usize,
     /// Files that are here, of which all who coordinate them were told.
     pub fleet_told: usize,
+    /// Deltas that are offered to others.
+    pub deltas_offered: usize,
     /// What was given to peers.
     pub uploaded: Uploaded,
     /// What could not be started, a line each with its remedy.

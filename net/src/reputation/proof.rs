@@ -9,7 +9,7 @@
 
 use crate::krpc::Statement;
 use crate::krpc::statement::Kind;
-use crate::peer::{Audience, DeltaClaim, Shelf};
+use crate::peer::{Audience, CLAIM_BYTES, DeltaClaim, Shelf};
 use crate::swarm::FileShape;
 use crate::swarm::piece_list::{LIST_BYTES_MAX, PieceList};
 use poolfs_core::Digest;
@@ -18,9 +18,6 @@ use std::sync::Arc;
 
 /// Longest proof, in bytes.
 pub const PROOF_BYTES_MAX: usize = LIST_BYTES_MAX;
-
-/// Length of a signed delta claim on the wire, in bytes.
-const CLAIM_BYTES: usize = 200;
 
 /// What this machine knows to be true: called where it may block.
 pub trait Truth: Send + Sync + 'static {
