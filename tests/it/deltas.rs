@@ -1,7 +1,10 @@
-//! `poolfs delta`: packages of dpkg-deb there and back, and what hostile deltas cost.
+//! `poolfs delta`: packages of dpkg-deb there and back, and what hostile deltas cost. Deltas between machines with real apt: an
+//! upgrade brings the difference, and what a liar offers costs a full download.
 
+use crate::harness::crowd::{Crowd, Terms, await_status};
 use crate::harness::process::Finished;
-use crate::harness::{Package, Repo, assert_holds, run, workspace};
+use crate::harness::{FalseDelta, Liar, Package, Published, Repo, assert_holds, report, run, workspace};
+use poolfs_core::Digest;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -133,4 +136,143 @@ fn hostile_deltas_are_refused() {
     // The hidden command is not for people: it wants a socket.
     let alone = run(Command::new(env!("CARGO_BIN_EXE_poolfs")).arg("delta-work").stdin(Stdio::null()));
     assert_eq!(alone.code(), 1, "{alone}");
+}
+
+const A: usize = 0;
+const B: usize = 1;
+const C: usize = 2;
+
+/// Deltas wherever there is one, made also while other tests run.
+fn terms(fleet: bool) -> Terms {
+    let poolfs_toml = "deltas = \"always\"\ndelta_priority = \"normal\"\n".to_owned();
+    Terms { fleet, poolfs_toml, ..Terms::default() }
+}
+
+/// An old version that A and B have, and a new one that A has and B's lists name, with a delta that A offers.
+fn upgrade(crowd: &mut Crowd, new: Package) -> Published {
+    for machine in [A, B] {
+        crowd.download(machine);
+    }
+    let published = crowd.repo().add(new);
+    crowd.repo().publish();
+    crowd.machines[A].update();
+    install(crowd, A, &published).ok();
+    crowd.machines[B].update();
+    await_status(&crowd.machines[A], "offers a delta", |status| status.deltas_offered == 1);
+    published
+}
+
+fn install(crowd: &Crowd, machine: usize, published: &Published) -> Finished {
+    crowd.machines[machine].apt_get(&["install", "-y", "-d", &published.package.name])
+}
+
+/// B installs: nothing but a delta may have come, and the package is the mirror's. Returns the bytes of the delta.
+#[track_caller]
+fn assert_by_delta(crowd: &Crowd, published: &Published, what: &str) -> u64 {
+    crowd.mirror.forget_log();
+    let before = crowd.machines[B].status();
+    let finished = install(crowd, B, published).ok();
+    assert_eq!(finished.deb_gets(), Vec::<&str>::new(), "{finished}");
+    assert_eq!(crowd.mirror_bytes(B), 0, "{:#?}", crowd.mirror.log());
+    let archive = crowd.machines[B].archives().join(published.archive_name());
+    assert_holds(&archive, &published.bytes);
+    let status = crowd.machines[B].status();
+    let size = published.bytes.len() as u64;
+    assert_eq!(status.bytes.delta - before.bytes.delta, size, "{status:#?}");
+    assert_eq!(status.bytes.mirror, before.bytes.mirror, "{status:#?}");
+    let delta = size - status.delta_saved_bytes;
+    assert!(delta * 2 < size, "{status:#?}");
+    let said = crowd.machines[B].poolfs(&["why", archive.to_str().unwrap()]).ok().out;
+    assert!(said.contains("source    delta") && said.contains(&format!(" of {delta} bytes, from ")), "{said}");
+    let source = run(Command::new("getfattr").args(["--only-values", "-n", "user.poolfs.source"]).arg(&archive)).ok().out;
+    assert_eq!(source, "delta");
+    report(what, &format!("{delta} bytes came for a package of {size}, 0 from the mirror; apt: exit 0"));
+    delta
+}
+
+/// Members of a fleet: B has the old version, A both. A delta of several pieces, of packages that xz packed.
+#[test]
+fn a_member_upgrades_by_a_delta() {
+    let old = Package::new("big", "1.0", 3_000_000).packed("xz");
+    let mut crowd = Crowd::new(2, vec![old], &terms(true));
+    crowd.up(true);
+    let published = upgrade(&mut crowd, Package::new("big", "1.1", 0).like("1.0", 700_000).packed("xz"));
+    let (given, received) = (crowd.given_to(B)[A], crowd.machines[B].status().bytes.peer);
+    let delta = assert_by_delta(&crowd, &published, "deltas::fleet");
+    assert!((700_000..1_000_000).contains(&delta), "{delta} bytes of a delta");
+    assert_eq!(crowd.given_to(B)[A] - given, delta, "it gave the delta and nothing else");
+    assert_eq!(crowd.machines[B].status().bytes.peer - received, delta);
+    await_status(&crowd.machines[B], "offers it to others", |status| status.deltas_offered == 1);
+}
+
+/// Strangers who find each other through the DHT, with packages as Ubuntu has them.
+#[test]
+fn a_stranger_upgrades_by_a_delta_of_a_zst_package() {
+    let old = Package::new("pack", "1.0", 300_000).packed("zstd");
+    let mut crowd = Crowd::new(2, vec![old], &terms(false));
+    crowd.up(false);
+    let published = upgrade(&mut crowd, Package::new("pack", "1.1", 0).like("1.0", 40_000).packed("zstd"));
+    // A package this small is announced for its delta only.
+    await_status(&crowd.machines[B], "keeps who has it", |status| status.node.as_ref().is_some_and(|node| node.stored_contacts == 1));
+    let received = crowd.machines[B].status().bytes.peer;
+    let delta = assert_by_delta(&crowd, &published, "deltas::zst");
+    assert_eq!(crowd.machines[B].status().bytes.peer - received, delta);
+}
+
+/// A delta that fits into the DHT needs nobody who has it: A is gone.
+#[test]
+fn a_small_delta_comes_out_of_the_dht() {
+    let old = Package::new("little", "1.0", 60_000).packed("xz");
+    let mut crowd = Crowd::new(3, vec![old], &terms(false));
+    crowd.up(false);
+    let published = upgrade(&mut crowd, Package::new("little", "1.1", 0).like("1.0", 50).packed("xz"));
+    await_status(&crowd.machines[C], "keeps it", |status| {
+        status.node.as_ref().is_some_and(|node| node.stored_items == 1 && node.stored_contacts == 1)
+    });
+    crowd.hosts[A].plug(false);
+    let delta = assert_by_delta(&crowd, &published, "deltas::dht");
+    assert!(delta <= 996, "{delta} bytes");
+    assert_eq!(crowd.given_to(B), [0, 0, 0], "no peer was asked for anything");
+}
+
+/// A bomb under a signed claim: the package comes from the mirror, the signer counts no more, and others are told.
+#[test]
+fn a_bomb_costs_its_signer_his_key() {
+    let old = Package::new("big", "1.0", 200_000).packed("xz");
+    let mut crowd = Crowd::new(3, vec![old], &terms(false));
+    crowd.machines[B].up();
+    crowd.machines[C].up();
+    crowd.machines[B].update();
+    crowd.download(B);
+    let old = crowd.packages[0].clone();
+    let new = crowd.repo().add(Package::new("big", "1.1", 0).like("1.0", 1_000).packed("xz"));
+    crowd.repo().publish();
+    let (old_digest, new_digest): (Digest, Digest) = (old.digest.parse().unwrap(), new.digest.parse().unwrap());
+    let mut bomb = [b"PFd1", &old_digest.0[..8], &new_digest.0].concat();
+    number(new.bytes.len() as u64, &mut bomb);
+    // One part, stored, of 8 MiB, which its head may say; the frame then has 256 MiB of one byte.
+    bomb.extend_from_slice(&[1, 0]);
+    number(8 << 20, &mut bomb);
+    bomb.extend_from_slice(&frame(8 << 20, 0x50, 2_048));
+    let lie = FalseDelta { old: old_digest, new: new_digest, bytes: bomb };
+    let liar = Liar::with_delta(&crowd.hosts[A], (new_digest, new.bytes.len() as u64), lie);
+    crowd.machines[B].update();
+    let finished = install(&crowd, B, &new).ok();
+    let archive = crowd.machines[B].archives().join(new.archive_name());
+    assert_holds(&archive, &new.bytes);
+    assert_eq!(finished.deb_gets(), Vec::<&str>::new(), "{finished}");
+    assert!(liar.asked() > 0, "nobody tried his delta");
+    let status = crowd.machines[B].status();
+    assert_eq!((status.bytes.delta, status.delta_saved_bytes), (0, 0), "{status:#?}");
+    let said = crowd.machines[B].poolfs(&["why", archive.to_str().unwrap()]).ok().out;
+    assert!(said.contains("was of no use: the patch does not fit the old file"), "{said}");
+    let stated = crate::liars::await_statement(&crowd.machines[B]);
+    assert_eq!((&stated["kind"], &stated["standing"]), (&"false delta".into(), &"own".into()), "{stated}");
+    assert_eq!(stated["digest"], new.digest.as_str(), "{stated}");
+    let netdb = crowd.machines[B].state_dir().join("net/net.db");
+    crowd.machines[B].down();
+    let keys: i64 =
+        rusqlite::Connection::open(&netdb).unwrap().query_row("SELECT count(*) FROM verdict_key", [], |row| row.get(0)).unwrap();
+    assert_eq!(keys, 1, "the key of who signed the claim is out, and no other");
+    report("deltas::bomb", &format!("a bomb asked for {} times: apt exit 0, the signer's key is out", liar.asked()));
 }

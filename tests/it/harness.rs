@@ -21,7 +21,7 @@ pub(crate) mod verify;
 pub(crate) mod machine;
 
 pub(crate) use lan::{Host, Lan, STRANGER};
-pub(crate) use liar::Liar;
+pub(crate) use liar::{FalseDelta, Liar};
 pub(crate) use machine::{Apt, Machine, Options, Sources, workspace};
 pub(crate) use mirror::{Client, Fault, Gate, Mirror};
 pub(crate) use process::{Running, run};

@@ -35,7 +35,7 @@ fn with_a_holder(crowd: &Crowd, fleet: bool) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// The first statement that the machine shows.
-fn await_statement(machine: &Machine) -> Value {
+pub(crate) fn await_statement(machine: &Machine) -> Value {
     let begun = Instant::now();
     loop {
         let rows: Vec<Value> = serde_json::from_str(&machine.poolfs(&["peers", "--statements", "--json"]).ok().out).unwrap();

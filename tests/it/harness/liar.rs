@@ -2,14 +2,15 @@
 //! fleet names it as a holder, its lists of pieces are signed, and its answers fit the digests that they do not have.
 
 use super::{Host, LIMIT};
+use ed25519_dalek::SigningKey;
 use poolfs_core::{Digest, Sums};
 use poolfs_net::dht::{AnnounceKey, Family, Network};
 use poolfs_net::discovery::{DiscoveryConfig, Links};
 use poolfs_net::fleet::auth::FleetKey;
 use poolfs_net::fleet::{Fleet, FleetOptions};
-use poolfs_net::krpc::{Id, Pv};
+use poolfs_net::krpc::{Delta, Id, Pv};
 use poolfs_net::node::{Dht, NodeOptions};
-use poolfs_net::peer::{Audience, Near, NoFacts, PeerServer, ServerLimits, ServerParts, Shelf, Shelved};
+use poolfs_net::peer::{Audience, DeltaClaim, Facts, Near, PeerServer, ServerLimits, ServerParts, Shelf, Shelved};
 use poolfs_net::swarm::FileShape;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -40,6 +41,14 @@ struct FalseShelf {
 }
 
 impl FalseShelf {
+    /// As [`Self::new`], with one true file: a delta.
+    fn with(mut self, bytes: &[u8]) -> Self {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        self.files.insert(Digest::of(bytes), (file, Arc::new(Sums::of(bytes))));
+        self
+    }
+
     fn new(files: &[(Digest, u64)], given: Arc<AtomicU64>) -> Self {
         let lie = |(digest, size): &(Digest, u64)| {
             let bytes: Vec<u8> = (0..*size).map(|at| u8::try_from((at / 5 + at / 4093) % 251).unwrap()).collect();
@@ -64,11 +73,58 @@ impl Shelf for FalseShelf {
     }
 }
 
+/// A delta that does not make what the liar signs that it makes.
+#[derive(Clone, Debug)]
+pub(crate) struct FalseDelta {
+    pub(crate) old: Digest,
+    pub(crate) new: Digest,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Vouches for the delta, with the key of the node that is being started.
+struct FalseFacts {
+    lie: Option<FalseDelta>,
+    key: tokio::sync::watch::Receiver<SigningKey>,
+}
+
+impl FalseDelta {
+    fn in_pv(&self) -> Delta {
+        Delta { old: self.old.0, bytes: self.bytes.len() as u64, delta: Digest::of(&self.bytes).0, target: None }
+    }
+}
+
+impl Facts for FalseFacts {
+    fn reachable(&self) -> bool {
+        true
+    }
+
+    fn deltas(&self, digest: &Digest) -> Vec<(Delta, DeltaClaim)> {
+        let lie = self.lie.iter().filter(|lie| lie.new == *digest);
+        let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let sign = |lie: &FalseDelta| DeltaClaim::sign(lie.old, lie.new, Digest::of(&lie.bytes), &self.key.borrow(), now_s);
+        lie.map(|lie| (lie.in_pv(), sign(lie))).collect()
+    }
+
+    fn proof(&self, _: &Digest) -> Option<Vec<u8>> {
+        None
+    }
+}
+
 impl Liar {
+    /// Says on this host, to everybody, that it has this file, and signs that the delta makes it.
+    pub(crate) fn with_delta(host: &Host, file: (Digest, u64), lie: FalseDelta) -> Self {
+        Self::run(host, &[file], None, Some(lie))
+    }
+
     /// Says on this host that it has these files: to the fleet of this key, or without one to everybody. Returns when it has joined.
     pub(crate) fn start(host: &Host, files: &[(Digest, u64)], key: Option<PathBuf>) -> Self {
+        Self::run(host, files, key, None)
+    }
+
+    fn run(host: &Host, files: &[(Digest, u64)], key: Option<PathBuf>, lie: Option<FalseDelta>) -> Self {
         let given = Arc::<AtomicU64>::default();
-        let shelf = Arc::new(FalseShelf::new(files, Arc::clone(&given)));
+        let shelf = FalseShelf::new(files, Arc::clone(&given));
+        let shelf = Arc::new(lie.iter().fold(shelf, |shelf, lie| shelf.with(&lie.bytes)));
         let files = files.to_vec();
         let at = SocketAddr::new(host.address.into(), PORT);
         let (ready, joined) = std::sync::mpsc::channel();
@@ -76,7 +132,7 @@ impl Liar {
         let thread = host.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let _running = tokio::time::timeout(LIMIT, join(at, &files, key, shelf)).await.expect("the liar knows nobody");
+                let _running = tokio::time::timeout(LIMIT, join(at, &files, key, shelf, lie)).await.expect("the liar knows nobody");
                 ready.send(()).unwrap();
                 // An error means that the test is over, too.
                 drop(stopped.await);
@@ -104,7 +160,13 @@ impl Drop for Liar {
 }
 
 /// Waits until another machine is known, and tells what there is.
-async fn join(at: SocketAddr, files: &[(Digest, u64)], key: Option<PathBuf>, shelf: Arc<FalseShelf>) -> (Dht, Option<Fleet>, PeerServer) {
+async fn join(
+    at: SocketAddr,
+    files: &[(Digest, u64)],
+    key: Option<PathBuf>,
+    shelf: Arc<FalseShelf>,
+    lie: Option<FalseDelta>,
+) -> (Dht, Option<Fleet>, PeerServer) {
     let discovery = DiscoveryConfig { links: Some(Links::default()), ..DiscoveryConfig::default() };
     let dht = Dht::start(NodeOptions { discovery, ..NodeOptions::new(vec![at], Network::Private) }, None).await.unwrap();
     let key = key.map(|file| FleetKey::load(&file).unwrap());
@@ -118,7 +180,7 @@ async fn join(at: SocketAddr, files: &[(Digest, u64)], key: Option<PathBuf>, she
         near: Near::of_machine(),
         shelf,
         partials: Arc::default(),
-        facts: Arc::new(NoFacts { reachable: true }),
+        facts: Arc::new(FalseFacts { lie: lie.clone(), key: dht.keys() }),
         auth: fleet.as_ref().and_then(Fleet::auth),
         key: dht.keys(),
     };
@@ -130,7 +192,8 @@ async fn join(at: SocketAddr, files: &[(Digest, u64)], key: Option<PathBuf>, she
         }
         None => {
             dht.knows(2).await.unwrap();
-            let pv = Pv { key: dht.signing_key().verifying_key().to_bytes(), flags: 0, deltas: Vec::new() };
+            let deltas = lie.iter().map(FalseDelta::in_pv).collect();
+            let pv = Pv { key: dht.signing_key().verifying_key().to_bytes(), flags: 0, deltas };
             let announce = |(digest, _): &(Digest, u64)| AnnounceKey { key: Id(digest.file_key()), pv: Some(pv.clone()) };
             dht.set_announces(files.iter().map(announce).collect()).await.unwrap();
         }

@@ -94,6 +94,12 @@ pub(crate) struct Uploaded {
 pub(crate) struct Node {
     pub(crate) v4: Option<NodeFamily>,
     pub(crate) announced_keys: u64,
+    /// Contacts kept for others.
+    #[serde(default)]
+    pub(crate) stored_contacts: u64,
+    /// Small items kept for others.
+    #[serde(default)]
+    pub(crate) stored_items: u64,
 }
 
 /// One address family of it.
@@ -122,6 +128,10 @@ pub(crate) struct Status {
     pub(crate) uptime_s: u64,
     pub(crate) mounts: Vec<MountStatus>,
     pub(crate) bytes: SourceBytes,
+    #[serde(default)]
+    pub(crate) delta_saved_bytes: u64,
+    #[serde(default)]
+    pub(crate) deltas_offered: u64,
     pub(crate) downloads: Vec<serde_json::Value>,
     #[serde(default)]
     pub(crate) last_update: Option<Update>,
