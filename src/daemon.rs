@@ -15,6 +15,7 @@ use crate::control::server::{Handler, Server};
 use crate::control::{self, Download, MountStatus, Reply, Request, Seen, SourceBytes, Status, Verified, Why};
 use crate::deltas;
 use crate::deltas::making::Maker;
+use crate::deltas::proving::Prover;
 use crate::deltas::using::{RebuildHandle, Rebuilder};
 use crate::errands::Errands;
 use crate::facts::{Recorder, Witness};
@@ -271,6 +272,7 @@ fn start(config: Config, net: &mut Network, errands: Errands) -> Result<Arc<Daem
         network: Arc::new(net.process.clone()),
     };
     let state_dir = config.store.state_dir.clone();
+    net.process.try_with(Prover::new(shared.clone(), state_dir.clone()));
     let rebuilder = Rebuilder::new(shared.clone(), Arc::clone(&names) as Arc<dyn Names>, delta_fetcher, config.net.deltas, state_dir);
     fetcher.rebuild_with(Arc::new(RebuildHandle(Arc::clone(&rebuilder))));
     if let Some(maker) = Maker::new(shared, Arc::clone(&fetcher), &config) {

@@ -2,18 +2,23 @@
 //!
 //! - [`work`] is the process in which a delta is made or applied.
 //! - [`offers`] is what is asked of the network: what others offer, and what this machine does.
-//! - [`making`] makes them, [`using`] uses them; both are on the side that has the store.
+//! - [`making`] makes them, [`using`] uses them, [`proving`] tries those that others call false; all are on the side that has the store.
 
 pub mod making;
 pub mod offers;
+pub mod proving;
 pub mod using;
 pub mod work;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use poolfs_core::catalog::{Catalog, Entry};
 use poolfs_core::store::{Objects, PackageVersion, Sharing, Store};
-use poolfs_core::{Digest, discretion};
+use poolfs_core::{Digest, Summer, discretion};
+use rustix::fs::{Mode, OFlags};
 use std::cmp::Ordering;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Older versions of one package that are looked at, the newest first.
@@ -73,5 +78,23 @@ pub fn sharing_of_delta(new: Sharing) -> Sharing {
         Sharing::Announced | Sharing::Available => Sharing::Available,
         Sharing::Withheld => Sharing::Withheld,
         Sharing::LocalOnly => Sharing::LocalOnly,
+    }
+}
+
+/// A file without a name, in `dir`.
+fn temp(dir: &Path) -> Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let made = rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600));
+    Ok(made.with_context(|| format!("make a file in {}", dir.display()))?.into())
+}
+
+fn digest_of(file: &File) -> Result<Digest> {
+    let mut sums = Summer::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read_at(&mut buffer, sums.size()).context("read the older version")? {
+            0 => return Ok(sums.finish().digest),
+            got => sums.update(&buffer[..got]),
+        }
     }
 }

@@ -18,7 +18,7 @@ use poolfs_core::Digest;
 use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Source, Want};
 use poolfs_net::mirror::{Mirror, MirrorLimits};
 use poolfs_net::peer::PeerServer;
-use poolfs_net::reputation::Reputation;
+use poolfs_net::reputation::{Reputation, Truth};
 use poolfs_net::swarm::FileShape;
 use poolfs_net::swarm::driver::Swarm;
 use poolfs_net::told::Watchers;
@@ -135,7 +135,7 @@ impl Served {
         let source = NetSource::new(Arc::clone(&swarm), tokio::runtime::Handle::current());
         let seeker = side.seeker(Arc::clone(&swarm), &setup.net);
         let shown = Arc::clone(&shelf) as Arc<dyn poolfs_net::peer::Shelf>;
-        let reputation = side.reputation(&swarm, &shown, &setup);
+        let reputation = side.reputation(&swarm, &shown, Arc::clone(&shelf) as Arc<dyn Truth>, &setup);
         let server = side.serve(shown, &setup.net).map(Arc::new);
         let told = side.node().map(|node| node.dht.told()).unwrap_or_default();
         let watchers = Arc::new(Watchers::new(told));
@@ -174,6 +174,7 @@ impl Served {
                 }
             }
             ToNet::Found { id, size } => self.shelf.found(id, size, fds)?,
+            ToNet::Tried { id, makes } => self.shelf.tried(id, makes)?,
             ToNet::Ask { id, question } => self.ask(id, question),
             ToNet::Log(level) => logging::set(&level)?,
             ToNet::Upload(bytes_s) => {

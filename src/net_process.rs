@@ -14,6 +14,7 @@ mod link;
 pub use link::{Gone, Link, Parts, ShelfBox};
 
 use crate::deltas::offers::Offered;
+use crate::deltas::proving::Prover;
 use crate::errands::Errands;
 use crate::logging;
 use crate::wire::{self, Answer, Checked, FromNet, Memory, NetStatus, Question, Setup, Socket, ToNet, WireError, plain_text};
@@ -152,8 +153,12 @@ impl NetProcess {
     pub fn start(setup: Setup, errands: Errands) -> Self {
         let (phase, seen) = watch::channel(Phase::Starting);
         let (stop, stopped) = mpsc::channel(1);
-        let parts =
-            Parts { shelf: std::sync::OnceLock::new(), arriving: watch::Sender::new(Vec::new()), checked: watch::Sender::new(Vec::new()) };
+        let parts = Parts {
+            shelf: std::sync::OnceLock::new(),
+            prover: std::sync::OnceLock::new(),
+            arriving: watch::Sender::new(Vec::new()),
+            checked: watch::Sender::new(Vec::new()),
+        };
         let log = Mutex::new(setup.log.clone());
         let inner = Arc::new(Inner {
             runtime: Handle::current(),
@@ -174,6 +179,11 @@ impl NetProcess {
     pub fn give_from(&self, shelf: Arc<dyn Shelf>) {
         // There is one store, and one shelf.
         let _ = self.inner.parts.shelf.set(ShelfBox(shelf));
+    }
+
+    /// From now on deltas that others call false are tried by `prover`.
+    pub fn try_with(&self, prover: Prover) {
+        let _ = self.inner.parts.prover.set(Arc::new(prover));
     }
 
     /// Waits until the first process is ready, or is not to be waited for any longer.

@@ -23,7 +23,7 @@ use poolfs_net::mirror::Mirror;
 use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, NodeOptions, expand_listen};
 use poolfs_net::peer::{ClientLimits, Near, Partials, PeerClient, PeerServer, ServerLimits, ServerParts, Shelf};
-use poolfs_net::reputation::{Conviction, KeptProofs, NodeFacts, Reputation, ReputationParts, ShelfTruth};
+use poolfs_net::reputation::{Conviction, KeptProofs, NodeFacts, Reputation, ReputationParts, Truth};
 use poolfs_net::swarm::driver::{Swarm, SwarmParts};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -276,14 +276,14 @@ impl NetSide {
     }
 
     /// Says what was proved of others, and hears what is said of them, with the files of `shelf` as the truth. `None` where there is no node.
-    pub fn reputation(&mut self, swarm: &Arc<Swarm>, shelf: &Arc<dyn Shelf>, setup: &Setup) -> Option<Reputation> {
+    pub fn reputation(&mut self, swarm: &Arc<Swarm>, shelf: &Arc<dyn Shelf>, truth: Arc<dyn Truth>, setup: &Setup) -> Option<Reputation> {
         let NetNode { dht, netdb } = self.node.clone()?;
         let parts = ReputationParts {
             dht,
             netdb,
             client: self.client(&setup.net),
             swarm: Arc::clone(swarm),
-            truth: Arc::new(ShelfTruth(Arc::clone(shelf))),
+            truth,
             shelf: Arc::clone(shelf),
             fleet: self.fleet.clone(),
             telling: setup.telling,

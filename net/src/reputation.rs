@@ -19,7 +19,7 @@ pub mod ledger;
 pub mod proof;
 mod shell;
 
-pub use proof::{Checked, ShelfTruth, Truth};
+pub use proof::{Checked, ShelfTruth, Truth, shelf_truth};
 #[cfg(test)]
 pub(crate) use shell::Task;
 pub use shell::{KeptProofs, NodeFacts, Reputation, ReputationParts, StatementRow, Telling};

@@ -6,18 +6,18 @@
 
 use super::offers::{DeltaOffer, FalseClaim, ITEM_DELTA_BYTES_MAX, TOLD_BYTES_MAX};
 use super::work::{self, Files, Task, Work};
-use super::{Shared, sharing_of_delta};
+use super::{Shared, digest_of, sharing_of_delta, temp};
 use crate::config::Deltas;
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use poolfs_core::delta::DELTA_BYTES_MAX;
 use poolfs_core::store::{DeltaHere, DeltaNote, Kind, Provenance, Sharing};
-use poolfs_core::{Digest, Summer, Sums};
+use poolfs_core::{Digest, Sums};
 use poolfs_fs::fetch::{Fetched, Fetcher, Job, SourceBytes};
 use poolfs_fs::names::Names;
 use poolfs_fs::rebuild::{Rebuild, Wish};
 use poolfs_fs::source::{Audience, Purpose};
-use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::fs::MemfdFlags;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
@@ -220,7 +220,7 @@ impl Rebuilder {
         let old = offer.old;
         let opened = self.blocking(move |this| Ok(this.shared.shelf.open_here(&old)?)).await?;
         let Some((old_file, _lease)) = opened else { bail!("the older version is gone") };
-        let out = self.blocking(|this| this.temp()).await?;
+        let out = self.blocking(|this| temp(&this.dir)).await?;
         let files = Files {
             old: old_file.try_clone().context("duplicate a descriptor")?.into(),
             second: got.open()?,
@@ -275,13 +275,6 @@ impl Rebuilder {
             Ok(fetched) => Ok(Got::Fetched(fetched?)),
             Err(_) => bail!("it did not come within {} s", wait.as_secs()),
         }
-    }
-
-    /// A file without a name, on the disk.
-    fn temp(&self) -> Result<File> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let made = rustix::fs::open(&self.dir, flags, Mode::from_raw_mode(0o600));
-        Ok(made.with_context(|| format!("make a file in {}", self.dir.display()))?.into())
     }
 
     /// Keeps a delta that made its file: others may want it too.
@@ -354,17 +347,6 @@ impl Got {
         let mut delta = vec![0; usize::try_from(bytes)?];
         File::from(self.open()?).read_exact_at(&mut delta, 0).context("read a delta")?;
         Ok(delta)
-    }
-}
-
-fn digest_of(file: &File) -> Result<Digest> {
-    let mut sums = Summer::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read_at(&mut buffer, sums.size()).context("read the older version")? {
-            0 => return Ok(sums.finish().digest),
-            got => sums.update(&buffer[..got]),
-        }
     }
 }
 

@@ -1,9 +1,10 @@
-//! What this machine has to give, asked of the process of the mounts.
+//! What this machine has to give, and what is true of it, asked of the process of the mounts.
 
-use crate::wire::{FINDS_MAX, FromNet, Memory, Outlet, read_sums};
+use crate::wire::{FINDS_MAX, FromNet, Memory, Outlet, read_sums, seal};
 use parking_lot::Mutex;
 use poolfs_core::{Digest, Sums};
-use poolfs_net::peer::{Audience, Shelf, Shelved};
+use poolfs_net::peer::{Audience, DeltaClaim, Shelf, Shelved};
+use poolfs_net::reputation::{Truth, shelf_truth};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -28,6 +29,9 @@ pub(super) struct WireShelf {
     runtime: Handle,
     asked: Mutex<Asked>,
     room: Arc<Semaphore>,
+    /// Deltas to be tried, and whose turn it is.
+    tries: Mutex<HashMap<u64, oneshot::Sender<Option<bool>>>>,
+    try_turn: Semaphore,
     /// Latest used last. Sums belong to a content, so they never grow old.
     sums: Mutex<VecDeque<Arc<Sums>>>,
 }
@@ -49,7 +53,15 @@ impl WireShelf {
     /// Asks by `outlet`. Needs a runtime around it.
     pub(super) fn new(outlet: Outlet) -> Self {
         let room = Arc::new(Semaphore::new(FINDS_MAX));
-        Self { outlet, runtime: Handle::current(), asked: Mutex::default(), room, sums: Mutex::default() }
+        Self {
+            outlet,
+            runtime: Handle::current(),
+            asked: Mutex::default(),
+            room,
+            tries: Mutex::default(),
+            try_turn: Semaphore::new(1),
+            sums: Mutex::default(),
+        }
     }
 
     /// Takes an answer.
@@ -59,6 +71,32 @@ impl WireShelf {
         // Who asked may wait no longer.
         let _ = told.send(Found { size, fds });
         Ok(())
+    }
+
+    /// Takes what came of a delta.
+    pub(super) fn tried(&self, id: u64, makes: Option<bool>) -> io::Result<()> {
+        let waiting = self.tries.lock().remove(&id);
+        let told = waiting.ok_or_else(|| io::Error::other("the daemon tells of a delta that it was not given"))?;
+        // Who asked may wait no longer.
+        let _ = told.send(makes);
+        Ok(())
+    }
+
+    fn try_delta(&self, old: Digest, new: Digest, delta: &[u8]) -> io::Result<Option<bool>> {
+        let (told, answer) = oneshot::channel();
+        let id = {
+            let mut asked = self.asked.lock();
+            asked.ids += 1;
+            asked.ids
+        };
+        let memory = seal(delta)?;
+        self.runtime.block_on(async {
+            // Given back when the answer is here: another one before that would be taken for garbage.
+            let _turn = self.try_turn.acquire().await.map_err(io::Error::other)?;
+            self.tries.lock().insert(id, told);
+            self.outlet.send(&FromNet::Try { id, old, new }, vec![memory]).await?;
+            answer.await.map_err(io::Error::other)
+        })
     }
 
     fn kept(&self, digest: &Digest) -> Option<Arc<Sums>> {
@@ -122,5 +160,18 @@ impl Shelf for WireShelf {
         if let Err(err) = self.outlet.try_send(&FromNet::Damaged { digest: *digest, block }, Vec::new()) {
             tracing::debug!(%digest, block, "damaged, and not told: {err}");
         }
+    }
+}
+
+impl Truth for WireShelf {
+    fn file(&self, digest: &Digest) -> Option<(u64, Vec<Digest>)> {
+        shelf_truth(self, digest)
+    }
+
+    fn delta(&self, claim: &DeltaClaim, delta: &[u8]) -> Option<bool> {
+        self.try_delta(claim.old, claim.new, delta).unwrap_or_else(|err| {
+            tracing::debug!(delta = %claim.delta, "not tried: {err}");
+            None
+        })
     }
 }

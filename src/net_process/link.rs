@@ -1,6 +1,7 @@
 //! One running network process, as the mounts' side sees it: what was asked of it and is not answered yet.
 
-use crate::deltas::offers::{DeltaOffer, ITEM_DELTA_BYTES_MAX, OFFERS_MAX};
+use crate::deltas::offers::{DeltaOffer, ITEM_DELTA_BYTES_MAX, OFFERS_MAX, TOLD_BYTES_MAX};
+use crate::deltas::proving::Prover;
 use crate::net_side::ARRIVING_MAX;
 use crate::wire::{
     Answer, Checked, DIGESTS_MAX, Delivered, FINDS_MAX, FromNet, Memory, Outlet, Question, ToNet, WireError, is_giver, plain_text, seal,
@@ -51,6 +52,7 @@ pub struct Link {
     pub number: u64,
     table: Mutex<Table>,
     finds: Arc<Semaphore>,
+    tries: Arc<Semaphore>,
     damaged: Arc<Semaphore>,
 }
 
@@ -91,7 +93,7 @@ impl Link {
     /// What is behind `outlet`, the `number`th of its kind.
     pub fn new(outlet: Outlet, number: u64) -> Self {
         let (finds, damaged) = (Arc::new(Semaphore::new(FINDS_MAX)), Arc::new(Semaphore::new(DAMAGED_MAX)));
-        Self { outlet, number, table: Mutex::default(), finds, damaged }
+        Self { outlet, number, table: Mutex::default(), finds, tries: Arc::new(Semaphore::new(1)), damaged }
     }
 
     /// Tells it something, as soon as there is room.
@@ -180,7 +182,7 @@ impl Link {
     pub fn take(self: &Arc<Self>, message: FromNet, mut fds: Vec<OwnedFd>, parts: &Parts) -> Result<(), WireError> {
         let fds_expected = match &message {
             FromNet::Delivery { what: Delivered::Piece { .. }, .. } => 1,
-            FromNet::Answer { answer: Answer::Document(Ok(())), .. } => 1,
+            FromNet::Answer { answer: Answer::Document(Ok(())), .. } | FromNet::Try { .. } => 1,
             _ => 0,
         };
         if fds.len() != fds_expected {
@@ -190,6 +192,7 @@ impl Link {
             FromNet::Started | FromNet::Refused(_) => return Err(WireError::garbage("it says twice that it has started")),
             FromNet::Delivery { id, what } => self.deliver(id, what, fds.pop())?,
             FromNet::Find { id, digest, fleet, sums } => self.find(id, digest, fleet, sums, parts)?,
+            FromNet::Try { id, old, new } => self.try_delta(id, old, new, fds.pop(), parts)?,
             FromNet::Damaged { digest, block } => {
                 if let (Some(shelf), Ok(turn)) = (parts.shelf(), Arc::clone(&self.damaged).try_acquire_owned()) {
                     let looking = tokio::task::spawn_blocking(move || shelf.damaged(&digest, block));
@@ -301,6 +304,26 @@ impl Link {
         });
         Ok(())
     }
+
+    fn try_delta(self: &Arc<Self>, id: u64, old: Digest, new: Digest, delta: Option<OwnedFd>, parts: &Parts) -> Result<(), WireError> {
+        let Some(delta) = delta else { return Err(WireError::garbage("no delta")) };
+        let Ok(turn) = Arc::clone(&self.tries).try_acquire_owned() else {
+            return Err(WireError::garbage("two deltas to try at once"));
+        };
+        let delta = Memory::check(delta, TOLD_BYTES_MAX)?.into_fd();
+        let (link, prover) = (Arc::clone(self), parts.prover.get().map(Arc::clone));
+        tokio::spawn(async move {
+            let makes = match prover {
+                Some(prover) => prover.makes(old, new, delta).await,
+                None => None,
+            };
+            // The next one may come as soon as this is told.
+            drop(turn);
+            // An error means that the process is gone, which is seen elsewhere.
+            let _ = link.outlet.send(&ToNet::Tried { id, makes }, Vec::new()).await;
+        });
+        Ok(())
+    }
 }
 
 impl Table {
@@ -380,6 +403,8 @@ impl Drop for Wanting {
 pub struct Parts {
     /// What may be given; not there before the store is open.
     pub shelf: std::sync::OnceLock<ShelfBox>,
+    /// Tries deltas that others call false.
+    pub prover: std::sync::OnceLock<Arc<Prover>>,
     /// What arrives from peers.
     pub arriving: tokio::sync::watch::Sender<Vec<Digest>>,
     /// What is here of it.

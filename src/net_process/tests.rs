@@ -20,6 +20,7 @@ const SIZE: u64 = PIECE_BYTES as u64 + 5;
 fn parts() -> Parts {
     Parts {
         shelf: std::sync::OnceLock::new(),
+        prover: std::sync::OnceLock::new(),
         arriving: tokio::sync::watch::Sender::new(Vec::new()),
         checked: tokio::sync::watch::Sender::new(Vec::new()),
     }
@@ -100,6 +101,7 @@ async fn nothing_that_was_not_asked_for() {
         (FromNet::Delivery { id: 0, what: Delivered::Done }, vec![], "a delivery for nothing"),
         (FromNet::Answer { id: 9, answer: Answer::Peers(Vec::new()) }, vec![], "an answer to nothing"),
         (FromNet::Pong(1), five(), "1 descriptors where 0 belong"),
+        (FromNet::Try { id: 1, old: Digest::of(b""), new: Digest::of(b"") }, vec![], "0 descriptors where 1 belong"),
         (FromNet::Arriving(vec![Digest::of(b""); 5000]), vec![], "too many files that arrive"),
         (FromNet::Checked(vec![Checked { file: Digest::of(b""), pieces: vec![Digest::of(b""); 65] }]), vec![], "too many pieces of them"),
         (FromNet::Checked(vec![Checked { file: Digest::of(b""), pieces: vec![] }; 65]), vec![], "too many pieces of them"),

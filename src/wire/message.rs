@@ -151,6 +151,13 @@ pub enum ToNet {
         /// [`sums_bytes`]) where they were asked for.
         size: Option<u64>,
     },
+    /// To [`FromNet::Try`].
+    Tried {
+        /// Which question.
+        id: u64,
+        /// Whether it does; `None`: that cannot be told here.
+        makes: Option<bool>,
+    },
     /// A question; one [`FromNet::Answer`] follows.
     Ask {
         /// Names it.
@@ -239,6 +246,15 @@ pub enum FromNet {
         fleet: bool,
         /// Its sums are wanted too.
         sums: bool,
+    },
+    /// Does the delta in the descriptor make one file of another? One at a time; [`ToNet::Tried`] follows.
+    Try {
+        /// Names the question.
+        id: u64,
+        /// The older file.
+        old: Digest,
+        /// The newer one.
+        new: Digest,
     },
     /// A block of a file from the shelf is not what its sum says.
     Damaged {

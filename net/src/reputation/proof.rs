@@ -39,14 +39,19 @@ impl std::fmt::Debug for ShelfTruth {
 
 impl Truth for ShelfTruth {
     fn file(&self, digest: &Digest) -> Option<(u64, Vec<Digest>)> {
-        let sums = self.0.find(digest, Audience::Fleet)?.sums;
-        let is_one_piece = FileShape::of(*digest, sums.size).pieces() == 1;
-        Some((sums.size, if is_one_piece { vec![*digest] } else { sums.pieces.clone() }))
+        shelf_truth(&*self.0, digest)
     }
 
     fn delta(&self, _: &DeltaClaim, _: &[u8]) -> Option<bool> {
         None
     }
+}
+
+/// [`Truth::file`] of what is on a shelf.
+pub fn shelf_truth(shelf: &(impl Shelf + ?Sized), digest: &Digest) -> Option<(u64, Vec<Digest>)> {
+    let sums = shelf.find(digest, Audience::Fleet)?.sums;
+    let is_one_piece = FileShape::of(*digest, sums.size).pieces() == 1;
+    Some((sums.size, if is_one_piece { vec![*digest] } else { sums.pieces.clone() }))
 }
 
 /// What a proof came to here.

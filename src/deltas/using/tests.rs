@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::deltas::offers::{Asked, FalseClaim, Offered, Offers};
+use crate::deltas::proving::Prover;
 use crate::shelf::StoreShelf;
 use poolfs_core::Role;
 use poolfs_core::catalog::apt_config::{Environment, Options};
@@ -343,4 +344,30 @@ fn modes() {
         handle.downloaded(100_000, Duration::from_secs(100));
     }
     assert_eq!(auto.rebuild(&new, false), Some(new));
+}
+
+/// What is said of somebody's delta is tried with the files themselves; where they are not here, or rotten, nothing is said.
+#[test]
+fn what_is_said_of_a_delta_is_tried() {
+    let rig = Rig::new(Deltas::Always);
+    let old = text(100_000, 1);
+    let new = [&old[..], b"more"].concat();
+    let (good, old_digest) = (delta(&rig.dir, &old, &new), rig.old(&old, "1"));
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    let prover = Arc::new(Prover::new(rig.shared.clone(), rig.dir.path().to_owned()));
+    let makes = |new: &[u8], bytes: &[u8]| {
+        let file = rig.dir.path().join("tried");
+        std::fs::write(&file, bytes).unwrap();
+        rig.runtime.block_on(Arc::clone(&prover).makes(old_digest, Digest::of(new), File::open(file).unwrap().into()))
+    };
+    assert_eq!(makes(&new, &bad), None, "the newer file is not here");
+    rig.old(&new, "2");
+    assert_eq!((makes(&new, &bad), makes(&new, &good)), (Some(false), Some(true)));
+    let path = rig.dir.path().join("archives/1");
+    let before = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"rot", 5_000).unwrap();
+    file.set_modified(before).unwrap();
+    assert_eq!(makes(&new, &bad), None, "a rotten file proves nothing");
 }
