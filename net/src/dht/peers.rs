@@ -16,6 +16,10 @@ const PEER_LIFE: Duration = Duration::from_secs(20 * 60);
 /// ignore the sender for five minutes.
 pub const DATAGRAMS_PER_WINDOW_MAX: u16 = 25;
 
+/// The same towards a poolfs node of a private network, where no addresses are shared: half of what one takes for ever. Two
+/// machines of a class room have only each other to ask, for each package.
+pub const NEIGHBOUR_DATAGRAMS_PER_WINDOW_MAX: u16 = 100;
+
 /// See [`DATAGRAMS_PER_WINDOW_MAX`].
 pub const WINDOW: Duration = Duration::from_secs(10);
 
@@ -46,6 +50,8 @@ pub struct Peer {
     window_start: Instant,
     window_count: u16,
     used: Instant,
+    /// Its last answer was one of this program.
+    pub poolfs: bool,
 }
 
 /// See the module.
@@ -85,6 +91,7 @@ impl Peers {
             window_start: now,
             window_count: 0,
             used: now,
+            poolfs: false,
         });
         peer.used = now;
         peer
@@ -101,11 +108,12 @@ impl Peers {
         (now.saturating_duration_since(*given) < TOKEN_USE).then_some(token)
     }
 
-    /// Whether another query may go to the address; if so it is counted.
-    pub fn may_send(&mut self, addr: SocketAddr, now: Instant) -> bool {
+    /// Whether another query may go to the address, on a private network or another; if so it is counted.
+    pub fn may_send(&mut self, addr: SocketAddr, private: bool, now: Instant) -> bool {
         let peer = self.entry(addr, now);
         peer.roll(now);
-        if peer.window_count >= DATAGRAMS_PER_WINDOW_MAX {
+        let most = if private && peer.poolfs { NEIGHBOUR_DATAGRAMS_PER_WINDOW_MAX } else { DATAGRAMS_PER_WINDOW_MAX };
+        if peer.window_count >= most {
             return false;
         }
         peer.window_count += 1;
@@ -209,13 +217,18 @@ mod tests {
     fn one_address_gets_25_in_10_s() {
         let start = Instant::now();
         let mut peers = Peers::default();
-        let sent = (0..100).filter(|_| peers.may_send(at(1), start)).count();
+        let sent = (0..100).filter(|_| peers.may_send(at(1), true, start)).count();
         assert_eq!(sent, 25);
-        assert!(peers.may_send(at(2), start));
+        assert!(peers.may_send(at(2), true, start));
         let ready = peers.ready_at(&at(1), start);
-        assert!(!peers.may_send(at(1), ready - Duration::from_millis(1)) && peers.may_send(at(1), ready));
+        assert!(!peers.may_send(at(1), true, ready - Duration::from_millis(1)) && peers.may_send(at(1), true, ready));
         (0..50).for_each(|_| peers.sent(at(2), start));
-        assert!(!peers.may_send(at(2), start), "answers count too");
+        assert!(!peers.may_send(at(2), true, start), "answers count too");
+        for (private, most) in [(true, 100), (false, 25)] {
+            let mut peers = Peers::default();
+            peers.entry(at(1), start).poolfs = true;
+            assert_eq!((0..200).filter(|_| peers.may_send(at(1), private, start)).count(), most);
+        }
     }
 
     /// A flood from one address leaves room for others, one from many is held in all, and memory is bounded.

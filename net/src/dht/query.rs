@@ -4,7 +4,7 @@ use super::address::{self, Family};
 use super::lookup::LookupId;
 use super::rtt::UNREACHABLE_AFTER;
 use super::table::Offered;
-use super::{Event, Node, PingId};
+use super::{Event, Network, Node, PingId};
 use crate::krpc::{Body, Id, Message, NodeInfo, Reply, Transaction, VERSION, Verb};
 use rand::RngExt as _;
 use std::cmp::Reverse;
@@ -99,7 +99,8 @@ impl Node {
         if !bucket.has(rate, burst, self.now) {
             return Err(NotSent::Until(bucket.ready_at(rate)));
         }
-        if !self.peers.may_send(to, self.now) {
+        let private = self.config.network == Network::Private;
+        if !self.peers.may_send(to, private, self.now) {
             return Err(NotSent::AddressUntil(self.peers.ready_at(&to, self.now)));
         }
         bucket.take(rate, burst, self.now);
@@ -233,6 +234,7 @@ impl Node {
         if let Some(ip) = ip {
             self.vote(family, from.ip(), ip.ip());
         }
+        self.peers.entry(from, self.now).poolfs = poolfs;
         let node = NodeInfo { id: reply.id, addr: from };
         if self.is_clone_or_self(&node) {
             self.clone_answered(from);
