@@ -51,7 +51,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 /// Threads of the runtime: what waits for the network needs few.
@@ -131,7 +131,23 @@ async fn serve_here(config: Config, errands: Errands, page: Option<Result<TcpLis
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let server = Server::bind(&config.control.socket)?;
     let mut net = Network::start(&config, errands.clone());
-    let daemon = start(config, &mut net, errands)?;
+    let served = serve_mounts(config, &mut net, errands, page, server, [&mut terminate, &mut interrupt], &mut hangup).await;
+    // Also where nothing could be mounted: its tasks must not outlive the runtime's timers.
+    net.stop().await;
+    served?.flush().context("keep the last uses")
+}
+
+/// Mounts, and serves until that has an end; the store is to be flushed when nobody uses it any more.
+async fn serve_mounts(
+    config: Config,
+    net: &mut Network,
+    errands: Errands,
+    page: Option<Result<TcpListener>>,
+    server: Server,
+    [terminate, interrupt]: [&mut Signal; 2],
+    hangup: &mut Signal,
+) -> Result<Arc<Store>> {
+    let daemon = start(config, net, errands)?;
     {
         let refresher = Arc::clone(daemon.mounts.lock().refresher());
         let (store, catalog) = (Arc::clone(&daemon.store), Arc::clone(&daemon.catalog));
@@ -176,9 +192,7 @@ async fn serve_here(config: Config, errands: Errands, page: Option<Result<TcpLis
     settling.abort();
     attending.iter().for_each(tokio::task::JoinHandle::abort);
     drop(web);
-    net.stop().await;
-    daemon.store.flush().context("keep the last uses")?;
-    Ok(())
+    Ok(Arc::clone(&daemon.store))
 }
 
 /// Tells the parent of directories that somebody has unmounted.
@@ -272,7 +286,7 @@ fn start(config: Config, net: &mut Network, errands: Errands) -> Result<Arc<Daem
         network: Arc::new(net.process.clone()),
     };
     let state_dir = config.store.state_dir.clone();
-    net.process.try_with(Prover::new(shared.clone(), state_dir.clone()));
+    net.process.try_with(Prover::new(Arc::clone(&shelf), state_dir.clone()));
     let rebuilder = Rebuilder::new(shared.clone(), Arc::clone(&names) as Arc<dyn Names>, delta_fetcher, config.net.deltas, state_dir);
     fetcher.rebuild_with(Arc::new(RebuildHandle(Arc::clone(&rebuilder))));
     if let Some(maker) = Maker::new(shared, Arc::clone(&fetcher), &config) {

@@ -1,7 +1,8 @@
 //! Tries a delta that somebody is said to have vouched for falsely, with the files that are here, to tell whether he did.
 
 use super::work::{self, Files, Task, Work};
-use super::{Shared, digest_of, temp};
+use super::{digest_of, temp};
+use crate::shelf::StoreShelf;
 use anyhow::{Context as _, Result};
 use poolfs_core::Digest;
 use poolfs_core::store::Lease;
@@ -18,7 +19,8 @@ const PROVE_WAIT: Duration = Duration::from_secs(120);
 /// See the module.
 #[derive(Debug)]
 pub struct Prover {
-    shared: Shared,
+    /// Nothing else of [`super::Shared`]: that has the network, which has this, and the database would never be closed.
+    shelf: Arc<StoreShelf>,
     dir: PathBuf,
 }
 
@@ -31,9 +33,9 @@ struct Here {
 }
 
 impl Prover {
-    /// Files are made in `dir`.
-    pub fn new(shared: Shared, dir: PathBuf) -> Self {
-        Self { shared, dir }
+    /// Tries with what is on `shelf`; files are made in `dir`.
+    pub fn new(shelf: Arc<StoreShelf>, dir: PathBuf) -> Self {
+        Self { shelf, dir }
     }
 
     /// Whether `delta` makes `new` of `old`; `None` where that cannot be told: one of them is not here, or rotten, or it takes more
@@ -61,8 +63,8 @@ impl Prover {
 
     /// The older file and the newer one's length, where both are here as they should be; with what keeps them.
     fn here(&self, old: &Digest, new: &Digest) -> Result<Option<Here>> {
-        let Some((old_file, old_lease)) = self.shared.shelf.open_here(old)? else { return Ok(None) };
-        let Some((new_file, new_lease)) = self.shared.shelf.open_here(new)? else { return Ok(None) };
+        let Some((old_file, old_lease)) = self.shelf.open_here(old)? else { return Ok(None) };
+        let Some((new_file, new_lease)) = self.shelf.open_here(new)? else { return Ok(None) };
         let is_right = digest_of(&old_file)? == *old && digest_of(&new_file)? == *new;
         let new_bytes = new_file.metadata().context("the newer file's length")?.len();
         Ok(is_right.then_some(Here { old: old_file, new_bytes, _leases: [old_lease, new_lease] }))

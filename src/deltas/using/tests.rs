@@ -355,7 +355,7 @@ fn what_is_said_of_a_delta_is_tried() {
     let (good, old_digest) = (delta(&rig.dir, &old, &new), rig.old(&old, "1"));
     let mut bad = good.clone();
     *bad.last_mut().unwrap() ^= 1;
-    let prover = Arc::new(Prover::new(rig.shared.clone(), rig.dir.path().to_owned()));
+    let prover = Arc::new(Prover::new(Arc::clone(&rig.shared.shelf), rig.dir.path().to_owned()));
     let makes = |new: &[u8], bytes: &[u8]| {
         let file = rig.dir.path().join("tried");
         std::fs::write(&file, bytes).unwrap();
