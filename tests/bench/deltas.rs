@@ -53,7 +53,12 @@ struct Sums {
     xz_rebuild_ms: u64,
     peak_make_kib: u64,
     peak_rebuild_kib: u64,
+    /// Bytes of each delta, or of the package where there is none; bytes of the package; its name.
+    each: Vec<(u64, u64, String)>,
 }
+
+/// Packages that are named as those that cost most.
+const NAMED: usize = 5;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -148,6 +153,7 @@ fn pair(dir: &Path, name: &str, old: &Version, new: &Version, sums: &mut Sums) {
         let why = String::from_utf8_lossy(&made.stderr).trim().to_owned();
         println!("{name} {} -> {}: {why}", old.version, new.version);
         sums.too_large += usize::from(why.contains("too large"));
+        sums.each.push((new.bytes, new.bytes, name.to_owned()));
         sums.wire += new.bytes;
         sums.deltas += new.bytes;
         return;
@@ -157,6 +163,7 @@ fn pair(dir: &Path, name: &str, old: &Version, new: &Version, sums: &mut Sums) {
     let bytes = figure("delta_bytes");
     sums.reproduced += 1;
     sums.deltas += bytes.min(new.bytes);
+    sums.each.push((bytes.min(new.bytes), new.bytes, name.to_owned()));
     sums.make_ms += figure("make_ms");
     sums.peak_make_kib = sums.peak_make_kib.max(figure("make_peak_kib"));
     let rebuilt = dir.join("rebuilt.deb");
@@ -198,6 +205,13 @@ fn xz_alone(package: &Path) -> f64 {
 fn show(sums: &Sums) {
     let share = |part: u64| part as f64 / sums.full.max(1) as f64 * 100.0;
     let of = |count: usize| format!("{count} of {}, {:.0} %", sums.pairs, count as f64 / sums.pairs.max(1) as f64 * 100.0);
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let mut each = sums.each.clone();
+    each.sort_by_key(|(delta, ..)| std::cmp::Reverse(*delta));
+    println!("{:.1} MB of packages, {:.1} MB of deltas; those that cost most:", mb(sums.full), mb(sums.deltas));
+    for (delta, full, name) in each.iter().take(NAMED) {
+        println!("  {name}: {:.2} MB of {:.2} MB", mb(*delta), mb(*full));
+    }
     println!("{:60} {:>28}  goal", "figure", "measured");
     let line = |name: &str, value: String, goal: &str| println!("{name:60} {value:>28}  {goal}");
     line("drawn besides, of which the archive has one version only", sums.gone.to_string(), "");
