@@ -13,7 +13,7 @@
 //! often it comes again. Nobody is connected to because a statement says so: proofs are looked for in the DHT, where a contact is the
 //! sender's own by construction. An absent statement means nothing.
 //!
-//! [`ledger`] and [`proof`] are pure; [`shell`] has the clock and the tasks.
+//! [`ledger`] and [`proof`] are pure; `shell` has the clock and the tasks.
 
 pub mod ledger;
 pub mod proof;

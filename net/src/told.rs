@@ -108,7 +108,7 @@ pub enum Missed {
     /// It asked too late.
     #[error("{0} things were told faster than they were asked for")]
     Lagged(u64),
-    /// [`WATCHERS_MAX`] watch already.
+    /// `WATCHERS_MAX` watch already.
     #[error("{WATCHERS_MAX} watch already: end one of them")]
     Full,
 }
@@ -132,7 +132,7 @@ impl Watchers {
         Self { told, all: Mutex::default() }
     }
 
-    /// What was told since this watcher asked last, at most [`BATCH_MAX`] things; nothing at its first time, from which on it is told
+    /// What was told since this watcher asked last, at most `BATCH_MAX` things; nothing at its first time, from which on it is told
     /// everything, and where nothing is told for a second.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The locks of the store and the filesystem: parking_lot's.
 //!
-//! In a test's model ([`model::check`]) each of them is also a place where another thread may go on, so that a scheduler finds the
+//! In a test's model (`model::check`) each of them is also a place where another thread may go on, so that a scheduler finds the
 //! orders in which things can happen that a busy machine shows once a year. Outside of a model they are nothing but the lock.
 
 #[cfg(not(any(test, feature = "models")))]
