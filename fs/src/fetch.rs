@@ -420,9 +420,10 @@ impl Fetching {
         match &self.wait {
             Wait::Over(outcome) => Some(outcome.clone()),
             Wait::For(download, _) => {
+                // In this order: who tells the outcome goes away right after.
+                let stopped = download.outcome.has_changed().is_err();
                 let told = download.outcome.borrow().clone();
-                let stopped = || download.outcome.has_changed().is_err();
-                told.or_else(|| stopped().then(|| Err(FetchError::Stopped { digest: download.job.digest })))
+                told.or_else(|| stopped.then(|| Err(FetchError::Stopped { digest: download.job.digest })))
             }
         }
     }
