@@ -461,6 +461,9 @@ impl Config {
         let line = |span: Option<Range<usize>>| span.map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         let table = DeTable::parse(text).map_err(|err| anyhow::anyhow!("{}: {}", line(err.span()), err.message()))?;
         check_keys(table.get_ref(), &|span| line(Some(span)))?;
+        // A number that only a wider type holds could not be shown or compared again.
+        let again = text.parse::<toml::Table>();
+        again.map_err(|err| anyhow::anyhow!("{}: {}; a number is at most {}", line(err.span()), err.message().trim_end(), i64::MAX))?;
         let config: Self = toml::from_str(text).map_err(|err| anyhow::anyhow!("{}: {}", line(err.span()), err.message().trim_end()))?;
         config.check().map_err(|err| anyhow::anyhow!("1: {err}"))?;
         Ok(config)

@@ -17,11 +17,14 @@ mod targets;
 mod binary {
     pub(crate) mod config;
     pub(crate) mod control;
+    pub(crate) mod deltas {
+        pub(crate) mod offers;
+    }
     pub(crate) mod quiet;
     pub(crate) mod sys;
     pub(crate) mod wire;
 }
-use binary::{config, control, quiet, sys, wire};
+use binary::{config, control, deltas, quiet, sys, wire};
 
 /// What the configuration asks of another module of the binary.
 mod advisories {

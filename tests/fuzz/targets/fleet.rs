@@ -38,7 +38,10 @@ pub(super) const ALL: &[Target] = &[
     Target {
         name: "hello",
         about: "what nodes of a link say of themselves by multicast",
-        start: |_| Box::new(|input: &[u8]| hello(input)),
+        start: |_| {
+            let config = DiscoveryConfig::default();
+            Box::new(move |input: &[u8]| hello(&config, input))
+        },
         seeds: || {
             vec![Hello { joining: true, port: 9977, id: [3; 20] }.to_bytes(), Hello { joining: false, port: 1, id: [4; 20] }.to_bytes()]
         },
@@ -231,9 +234,9 @@ impl Fed {
     }
 }
 
-fn hello(input: &[u8]) -> u64 {
+fn hello(config: &DiscoveryConfig, input: &[u8]) -> u64 {
     let now = Instant::now();
-    let mut discovery = Discovery::new(&DiscoveryConfig::default(), [9; 20], now, 1);
+    let mut discovery = Discovery::new(config, [9; 20], now, 1);
     let mut seen = 0;
     for part in split(input).take(100) {
         if let Some(hello) = Hello::parse(part) {
