@@ -256,6 +256,9 @@ pub fn detach(path: &Path) -> Result<(), MountError> {
     rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(step("detach", path))
 }
 
+/// Stands for the id of a mount that is not listed; the kernel gives none of this number.
+const NO_MOUNT: u64 = 0;
+
 /// The cloned mounts that directories are opened in, one per mount: who is mounted over later is opened in the clone that is
 /// there, since a rename between two clones fails with EXDEV.
 pub struct Places {
@@ -279,19 +282,19 @@ impl Places {
 
     fn open_dir(&mut self, path: &Path) -> Result<OwnedFd, MountError> {
         let covers = |mount: &MountLine| mount.fstype == FSTYPE || mount.fstype == "autofs";
-        let Some(mount) = table::containing(&self.mounts, path, covers) else {
-            return Err(MountError::NotADirectory(path.to_owned()));
-        };
-        let known = self.open.iter().position(|(id, ..)| *id == mount.id);
+        // In a chroot(2) whose root is no mount, the table lists none that contains it; the root can be cloned all the same.
+        let containing = table::containing(&self.mounts, path, covers);
+        let (id, point) = containing.map_or((NO_MOUNT, Path::new("/")), |mount| (mount.id, &*mount.point));
+        let known = self.open.iter().position(|(known, ..)| *known == id);
         let at = match known {
             Some(at) => at,
             None => {
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-                let clone = rustix::mount::open_tree(rustix::fs::CWD, &mount.point, flags).map_err(|err| match err {
+                let clone = rustix::mount::open_tree(rustix::fs::CWD, point, flags).map_err(|err| match err {
                     Errno::PERM => MountError::NotRoot,
                     err => step("clone the mount of", path)(err),
                 })?;
-                self.open.push((mount.id, mount.point.clone(), clone));
+                self.open.push((id, point.to_owned(), clone));
                 self.open.len() - 1
             }
         };
