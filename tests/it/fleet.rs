@@ -1,6 +1,6 @@
 //! A fleet: machines that give each other what the mirror would have to give to each of them.
 
-use crate::harness::crowd::{Crowd, Terms, await_status};
+use crate::harness::crowd::{Crowd, Terms, await_fleet_told, await_status};
 use crate::harness::{Package, assert_holds, listed, report};
 use crate::lab;
 
@@ -23,6 +23,7 @@ fn two_have_it() -> Crowd {
     crowd.up(true);
     crowd.download(A);
     crowd.download(C);
+    [A, C].iter().for_each(|holder| await_fleet_told(&crowd.machines[*holder], 3));
     crowd.mirror.forget_log();
     crowd
 }
@@ -152,6 +153,7 @@ fn a_fleet_installs_real_mirror_packages() {
     for holder in [A, C] {
         crowd.start_download(holder).wait().ok();
     }
+    [A, C].iter().for_each(|holder| await_fleet_told(&crowd.machines[*holder], 3));
     crowd.mirror.forget_log();
     let arguments: Vec<&str> = ["install", "-y", "-o", "APT::Keep-Downloaded-Packages=1"].into_iter().chain(names).collect();
     let finished = crowd.machines[B].apt_get(&arguments).ok();

@@ -1,7 +1,7 @@
 //! Machines that get their packages from each other, found through the DHT.
 
-use crate::harness::crowd::{Crowd, Terms, await_status};
-use crate::harness::{Client, Fault, Machine, Package, report};
+use crate::harness::crowd::{Crowd, Terms, await_fleet_told, await_status};
+use crate::harness::{Client, Fault, Package, report};
 
 /// The third machine gets packages over 512 KiB from the two that have them while the mirror gives it nothing, and can say who
 /// gave what. A mirror that is overloaded must not keep a machine from its updates.
@@ -77,15 +77,6 @@ fn four_machines_one_copy() {
     let copies = from_mirror.iter().sum::<u64>() as f64 / crowd.plan_bytes() as f64;
     report("fleet", &format!("four machines, {} bytes: {copies:.3} copies from the mirror {from_mirror:?}", crowd.plan_bytes()));
     assert!(copies <= 1.1, "{copies} copies: {from_mirror:?} of {}", crowd.plan_bytes());
-}
-
-/// Waits until a machine knows a fleet of so many, and its members have been told of everything that it may give them.
-#[track_caller]
-fn await_fleet_told(machine: &Machine, members: u64) {
-    await_status(machine, "has told its fleet", |status| {
-        let shared: u64 = status.mounts.iter().map(|mount| mount.announced + mount.available + mount.withheld).sum();
-        status.fleet_members == members && status.fleet_told >= shared
-    });
 }
 
 /// What two machines have the third gets from them alone, small packages too; then one of the two is gone, and it is the same.

@@ -3,7 +3,7 @@
 use super::outcome::{Contender, Figure, Line, Outcome};
 use super::scenario::{Packages, Update};
 use super::{contender, line_of, plain_line, ratio};
-use crate::harness::crowd::{Crowd, Terms, await_status};
+use crate::harness::crowd::{Crowd, Terms, await_fleet_told, await_status};
 use crate::harness::process::Finished;
 use crate::harness::{assert_holds, listed};
 use std::time::{Duration, Instant};
@@ -60,6 +60,7 @@ fn debian() -> Outcome {
         await_status(&crowd.machines[machine], "knows the other", |status| status.fleet_members == 2);
     }
     crowd.machines[0].apt_get(&["update"]).ok();
+    await_fleet_told(&crowd.machines[0], 2);
     crowd.mirror.forget_log();
     let plain = plain_line(&crowd, 1, &timed(|| crowd.machines[1].apt_get(&["update"]).ok()), |_| true);
     let ours = line_of(&crowd, 2, &timed(|| crowd.machines[2].apt_get(&["update"]).ok()), |_| true);

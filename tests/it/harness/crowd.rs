@@ -324,6 +324,15 @@ fn nodes(status: &super::machine::Status) -> u64 {
     status.node.as_ref().and_then(|node| node.v4.as_ref()).map_or(0, |family| family.nodes)
 }
 
+/// Waits until a machine knows a fleet of so many, and its members have been told of everything that it may give them.
+#[track_caller]
+pub(crate) fn await_fleet_told(machine: &Machine, members: usize) {
+    await_status(machine, "has told its fleet", |status| {
+        let shared: u64 = status.mounts.iter().map(|mount| mount.announced + mount.available + mount.withheld).sum();
+        status.fleet_members == members as u64 && status.fleet_told >= shared
+    });
+}
+
 /// Waits until the machine's status satisfies `wanted`.
 #[track_caller]
 pub(crate) fn await_status(machine: &Machine, what: &str, wanted: impl Fn(&super::machine::Status) -> bool) {

@@ -6,7 +6,8 @@ use super::mounts;
 use super::process::run;
 use super::relay::Relay;
 use super::sys;
-use super::workspace;
+use super::{listed, workspace};
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -45,6 +46,18 @@ pub(crate) fn far_address(number: u16) -> Ipv4Addr {
 fn address_in(network: u8, number: u16) -> Ipv4Addr {
     let (block, within_block) = ((number - 1) / BLOCK, (number - 1) % BLOCK + 1);
     Ipv4Addr::new(10, network, u8::try_from(block).expect("a small wire"), u8::try_from(within_block).expect("below 251"))
+}
+
+impl Drop for Lan {
+    /// A file on which a namespace is mounted cannot be removed.
+    fn drop(&mut self) {
+        for name in listed(self.home.path()).into_iter().filter(|name| name.ends_with(".net")) {
+            let at = self.home.path().join(name);
+            if let Err(err) = unmount(&at, UnmountFlags::DETACH) {
+                eprintln!("{} is left mounted: {err}", at.display());
+            }
+        }
+    }
 }
 
 impl Lan {
