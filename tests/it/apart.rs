@@ -145,6 +145,7 @@ fn no_descriptor_is_left() {
             break;
         }
         assert!(Instant::now() < deadline, "daemon: {:?}, network: {:?}", left(daemon), left(network));
+        // No event tells of another process's descriptors.
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -193,6 +194,7 @@ fn killed_again_and_again() {
                 break network;
             }
             assert!(Instant::now() < deadline, "it was not started again");
+            // No event tells that another process has a child.
             std::thread::sleep(Duration::from_millis(20));
         };
         signal(network, Signal::KILL);

@@ -69,6 +69,7 @@ fn arrival(scenario: &Scenario) -> Outcome {
             let mut peak = 0;
             while !done.load(Ordering::Relaxed) {
                 peak = peak.max(pss_bytes(&pids));
+                // How often memory is looked at is part of the measurement.
                 std::thread::sleep(LOOK);
             }
             peak

@@ -112,6 +112,7 @@ fn await_deltas(machine: &Machine) {
         if here != seen.0 {
             seen = (here, Instant::now());
         }
+        // A measurement: that nothing more is made has no event, only a time without one.
         std::thread::sleep(Duration::from_millis(500));
     }
 }

@@ -124,6 +124,7 @@ impl Lan {
 
     /// Cuts the wire between these hosts and all others, the hub not among them; none: mends it.
     pub(crate) fn cut_off(&self, hosts: &[&Host]) {
+        // The first time there is none to delete.
         self.in_hub("nft delete table bridge cut 2>/dev/null || true");
         if hosts.is_empty() {
             return;
