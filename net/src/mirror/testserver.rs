@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// How the server answers.
@@ -90,6 +91,7 @@ struct State {
 pub(crate) struct TestServer {
     state: Arc<Mutex<State>>,
     port: u16,
+    answers: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -107,12 +109,19 @@ impl TestServer {
         let state = State { fault, file: file.to_owned(), etag: None, seen: Vec::new(), body_bytes: 0, resets: 0 };
         let state = Arc::new(Mutex::new(state));
         let shared = Arc::clone(&state);
+        let answers = watch::Sender::new(true);
+        let may_answer = answers.subscribe();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&shared)));
+                tokio::spawn(serve(stream, Arc::clone(&shared), may_answer.clone()));
             }
         });
-        Self { state, port, task }
+        Self { state, port, answers, task }
+    }
+
+    /// Whether it answers; requests that come meanwhile are answered later.
+    pub(crate) fn answers(&self, answers: bool) {
+        self.answers.send_replace(answers);
     }
 
     pub(crate) fn with_etag(self, etag: &str) -> Self {
@@ -144,7 +153,7 @@ pub(crate) async fn closed_port_url() -> String {
     format!("http://127.0.0.1:{port}/pool/file.deb")
 }
 
-async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
+async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, mut may_answer: watch::Receiver<bool>) {
     let mut buffer = Vec::new();
     loop {
         let end = loop {
@@ -158,6 +167,9 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
             }
         };
         let head = String::from_utf8(buffer.drain(..end + 4).collect()).unwrap();
+        if may_answer.wait_for(|may| *may).await.is_err() {
+            return; // The server ended.
+        }
         if !answer(&mut stream, &state, parse(&head)).await {
             return;
         }

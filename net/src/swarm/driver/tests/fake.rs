@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 use poolfs_core::Digest;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// How a peer answers for pieces.
@@ -59,6 +59,7 @@ static NEXT: AtomicU32 = AtomicU32::new(1);
 pub(crate) struct FakePeer {
     pub(crate) contact: SocketAddr,
     pub(crate) asked: Arc<Mutex<Vec<u32>>>,
+    asked_times: watch::Receiver<usize>,
     pub(crate) sent_bytes: Arc<AtomicUsize>,
     /// Pieces that were being asked of it at the same time, at most.
     pub(crate) at_once_max: Arc<AtomicUsize>,
@@ -79,6 +80,7 @@ struct Serving {
     /// The pieces that it says it has.
     has: Bits,
     asked: Arc<Mutex<Vec<u32>>>,
+    asked_times: watch::Sender<usize>,
     sent_bytes: Arc<AtomicUsize>,
     at_once: AtomicUsize,
     at_once_max: Arc<AtomicUsize>,
@@ -117,6 +119,7 @@ impl FakePeer {
         });
         let (asked, sent_bytes) = (Arc::<Mutex<Vec<u32>>>::default(), Arc::<AtomicUsize>::default());
         let at_once_max = Arc::<AtomicUsize>::default();
+        let (count, asked_times) = watch::channel(0);
         let mut has = Bits::none(shape.pieces());
         part.take_while(|piece| *piece < shape.pieces()).for_each(|piece| has.set(piece));
         let serving = Arc::new(Serving {
@@ -126,6 +129,7 @@ impl FakePeer {
             list,
             has,
             asked: Arc::clone(&asked),
+            asked_times: count,
             sent_bytes: Arc::clone(&sent_bytes),
             at_once: AtomicUsize::new(0),
             at_once_max: Arc::clone(&at_once_max),
@@ -145,7 +149,7 @@ impl FakePeer {
                 }
             }
         });
-        Self { contact, asked, sent_bytes, at_once_max, task }
+        Self { contact, asked, asked_times, sent_bytes, at_once_max, task }
     }
 
     pub(crate) fn found(&self) -> FoundPeer {
@@ -159,6 +163,11 @@ impl FakePeer {
 
     pub(crate) fn pieces(&self) -> usize {
         self.asked.lock().len()
+    }
+
+    /// Waits until so many pieces were asked of it. Of an unknown peer the second one is asked when the first one has come.
+    pub(crate) async fn is_asked(&self, times: usize) {
+        self.asked_times.clone().wait_for(|asked| *asked >= times).await.unwrap();
     }
 }
 
@@ -218,6 +227,7 @@ async fn piece(stream: &mut TcpStream, serving: &Serving, start: usize, last: us
     let nth = {
         let mut asked = serving.asked.lock();
         asked.push(index);
+        serving.asked_times.send_replace(asked.len());
         u32::try_from(asked.len()).unwrap()
     };
     let mut body = serving.file[start..=last].to_vec();
@@ -290,7 +300,7 @@ async fn piece(stream: &mut TcpStream, serving: &Serving, start: usize, last: us
     if send == body.len() { Next::Go } else { Next::Close }
 }
 
-/// Finds what it is told, at once.
+/// Finds what it is told, at once or later.
 #[derive(Default)]
 pub(crate) struct FakeFinder {
     pub(crate) found: Mutex<Vec<FoundPeer>>,
@@ -299,14 +309,29 @@ pub(crate) struct FakeFinder {
     /// Who announces which piece, and what was sought.
     pub(crate) of_pieces: Mutex<Vec<(Digest, FoundPeer)>>,
     pub(crate) sought: Mutex<Vec<Vec<Digest>>>,
+    /// Whether a search goes on, so that [`Self::finds`] adds to it.
+    pub(crate) goes_on: AtomicBool,
+    searching: Mutex<Vec<mpsc::Sender<FoundPeer>>>,
+}
+
+impl FakeFinder {
+    /// The searches that go on find these peers too, and end.
+    pub(crate) fn finds(&self, peers: &[FakePeer]) {
+        for search in self.searching.lock().drain(..) {
+            peers.iter().for_each(|peer| search.try_send(peer.found()).unwrap());
+        }
+    }
 }
 
 impl Finder for FakeFinder {
     fn find(&self, _digest: Digest, _size: u64) -> mpsc::Receiver<FoundPeer> {
         self.searches.fetch_add(1, Ordering::Relaxed);
         let found = self.found.lock().clone();
-        let (tell, told) = mpsc::channel(found.len().max(1));
+        let (tell, told) = mpsc::channel(found.len() + 8);
         found.into_iter().for_each(|peer| tell.try_send(peer).unwrap());
+        if self.goes_on.load(Ordering::Relaxed) {
+            self.searching.lock().push(tell);
+        }
         told
     }
 
