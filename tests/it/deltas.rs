@@ -44,7 +44,7 @@ impl Pair {
 
     /// A delta between the two of one stored part of so many bytes.
     fn delta(&self, unpacked_bytes: u64, patch: &[u8]) -> Vec<u8> {
-        let mut delta = [b"PFd1", &self.old_digest[..8], &self.new_digest].concat();
+        let mut delta = [b"PFd2", &self.old_digest[..8], &self.new_digest].concat();
         number(self.new_bytes.len() as u64, &mut delta);
         delta.extend_from_slice(&[1, 0]);
         number(unpacked_bytes, &mut delta);
@@ -248,7 +248,7 @@ fn a_bomb_costs_its_signer_his_key() {
     let new = crowd.repo().add(Package::new("big", "1.1", 0).like("1.0", 1_000).packed("xz"));
     crowd.repo().publish();
     let (old_digest, new_digest): (Digest, Digest) = (old.digest.parse().unwrap(), new.digest.parse().unwrap());
-    let mut bomb = [b"PFd1", &old_digest.0[..8], &new_digest.0].concat();
+    let mut bomb = [b"PFd2", &old_digest.0[..8], &new_digest.0].concat();
     number(new.bytes.len() as u64, &mut bomb);
     // One part, stored, of 8 MiB, which its head may say; the frame then has 256 MiB of one byte.
     bomb.extend_from_slice(&[1, 0]);

@@ -6,14 +6,16 @@
 //! which differ by a few digits, then cost nothing, and no frame has a head of its own.
 //!
 //! ```text
-//! "PFd1"           the form and its version
+//! "PFd2"           the form and its version
 //! 8 bytes          the first of the old file's digest: a wrong base is told before anything is unpacked
 //! 32 bytes         the new file's digest
 //! number           bytes of the new file
 //! byte             parts, 1 to 16
 //!   recipe         0 stored | 1 preset check block_bytes | 2 level header_bytes header | 3 level flags version
 //!   number         unpacked bytes of the part
-//! the rest         one zstd frame with the unpacked old file as its prefix, with content size and checksum
+//! the rest         one zstd frame with the unpacked old file as its prefix, with content size and checksum; in it:
+//!   the unpacked new file, with what is nearly as in the old one as differences (`similar`)
+//!   the commands that say which bytes these are
 //! ```
 //! A number has seven bits in each byte, the lowest first. The version stands also for how files are cut and for what the
 //! encoders built into this program put out (xz 5.8, zlib 1.3): where one of these changes its output, the version changes.
@@ -26,6 +28,7 @@
 mod parts;
 mod patch;
 mod recipe;
+mod similar;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -51,7 +54,7 @@ pub const DELTA_BYTES_MAX: u64 = 64 << 20;
 /// What making or applying a delta takes of memory at most, in bytes.
 pub const MEMORY_BYTES_MAX: u64 = 480 << 20;
 
-const MAGIC: &[u8; 4] = b"PFd1";
+const MAGIC: &[u8; 4] = b"PFd2";
 
 /// Bytes of the old file's digest that a delta carries.
 const NAMED_BYTES: usize = 8;
@@ -161,14 +164,14 @@ pub enum Search {
 /// [`DeltaError::NotWorthIt`], [`DeltaError::NotReproduced`] and [`DeltaError::TooLarge`] are so for good.
 pub fn make(old: &File, new: &File, between: &Between, known: &[Recipe], search: Search, bytes_max: u64) -> Result<Made, DeltaError> {
     let old = flatten(old)?;
-    let flat = flatten(new)?;
+    let mut flat = flatten(new)?;
     if flat.bytes.len() as u64 > between.flat_bytes_max() {
         return Err(DeltaError::TooLarge { what: "the unpacked package" });
     }
     let max = bytes_max.min(DELTA_BYTES_MAX);
     let not_worth_it = || DeltaError::NotWorthIt { max };
     let room = usize::try_from(max).map_err(|_| DeltaError::Form)?;
-    let patch = patch::make(&old.bytes, &flat.bytes, room)?.ok_or_else(not_worth_it)?;
+    let patch = patch::make(&old.bytes, &mut flat.bytes, room)?.ok_or_else(not_worth_it)?;
     drop(old);
     let recipes = recipes(new, &flat, known, search)?;
     let mut bytes = MAGIC.to_vec();
@@ -238,12 +241,9 @@ pub fn apply(old: &File, delta: impl AsRef<[u8]>, between: &Between, out: &mut i
         Err(DeltaError::TooLarge { .. }) => return Err(DeltaError::TooLarge { what: "the unpacked old package" }),
         old => old?,
     };
-    let flat = patch::apply(&old.bytes, patch, between.flat_bytes_max())?;
+    let flat = patch::apply(&old.bytes, patch, flat_bytes, between.flat_bytes_max())?;
     // The encoders need the room.
     drop((old, delta));
-    if flat.len() as u64 != flat_bytes {
-        return Err(DeltaError::Form);
-    }
     let mut digest = Sha256::new();
     let mut written = 0_u64;
     let mut too_long = false;

@@ -256,7 +256,7 @@ fn number(mut value: u64, to: &mut Vec<u8>) {
 
 /// A delta of one stored part of so many bytes, whose patch has a head of its own and blocks of 128 KiB that repeat one byte.
 fn hostile(old: Digest, new: &[u8], new_bytes: u64, unpacked_bytes: u64, window: u8, blocks: usize) -> Vec<u8> {
-    let mut delta = [b"PFd1", &old.0[..8], &Digest::of(new).0].concat();
+    let mut delta = [b"PFd2", &old.0[..8], &Digest::of(new).0].concat();
     number(new_bytes, &mut delta);
     delta.extend_from_slice(&[1, 0]);
     number(unpacked_bytes, &mut delta);

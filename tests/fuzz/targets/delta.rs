@@ -15,7 +15,7 @@ pub(super) const ALL: &[Target] = &[Target {
         Box::new(move |input: &[u8]| pair.run(input))
     },
     seeds,
-    tokens: &["PFd1", "(\u{b5}/\u{fd}"],
+    tokens: &["PFd2", "(\u{b5}/\u{fd}"],
     input_bytes_max: 16 * 1024,
     // The unpacked packages; the encoders are C.
     memory: (4 << 20, 64),

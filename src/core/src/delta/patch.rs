@@ -1,5 +1,6 @@
-//! The patch between two unpacked packages: zstd with the older one as its prefix.
+//! The patch between two unpacked packages: what is nearly alike as differences, packed by zstd with the older one as its prefix.
 
+use super::similar::{self, COMMANDS_BYTES_MAX};
 use super::{DeltaError, FLAT_BYTES_MAX};
 use std::io;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, SafeResult, get_error_name};
@@ -8,11 +9,21 @@ use zstd::zstd_safe::{CCtx, CParameter, DCtx, SafeResult, get_error_name};
 const WINDOW_LOG_MAX: u32 = 27;
 
 /// Past this many unpacked bytes of either file a faster level is taken, so that a patch takes minutes at most.
-const THOROUGH_BYTES_MAX: usize = 48 << 20;
+const THOROUGH_BYTES_MAX: usize = 96 << 20;
 
 /// The patch that makes `new` from `old`; `None` if it would have more than `bytes_max`. Its bytes depend on the two and on
-/// nothing else: neither on threads nor on where the buffers lie.
-pub(super) fn make(old: &[u8], new: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, DeltaError> {
+/// nothing else: neither on threads nor on where the buffers lie. `new` is worked in, and comes back as it was.
+pub(super) fn make(old: &[u8], new: &mut Vec<u8>, bytes_max: usize) -> Result<Option<Vec<u8>>, DeltaError> {
+    let new_bytes = new.len();
+    let commands = similar::subtract(old, new);
+    new.extend_from_slice(&commands);
+    let packed = pack(old, new, bytes_max);
+    new.truncate(new_bytes);
+    similar::add(old, new, &commands).ok_or(DeltaError::Patch)?;
+    packed
+}
+
+fn pack(old: &[u8], new: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, DeltaError> {
     let larger = old.len().max(new.len());
     let window_log = usize::BITS - larger.saturating_sub(1).leading_zeros();
     let level = if larger <= THOROUGH_BYTES_MAX { 19 } else { 9 };
@@ -40,17 +51,19 @@ pub(super) fn make(old: &[u8], new: &[u8], bytes_max: usize) -> Result<Option<Ve
     }
 }
 
-/// The bytes that a patch makes of `old`: at most `bytes_max`.
+/// The `new_bytes` that a patch makes of `old`: at most `bytes_max`.
 ///
 /// A patch tells in its head how long its content is and how large a window it wants; both are looked at before anything is
 /// reserved, and the content is written into what was reserved and nowhere else.
-pub(super) fn apply(old: &[u8], patch: &[u8], bytes_max: u64) -> Result<Vec<u8>, DeltaError> {
+pub(super) fn apply(old: &[u8], patch: &[u8], new_bytes: u64, bytes_max: u64) -> Result<Vec<u8>, DeltaError> {
+    const COMMANDS_MAX: u64 = COMMANDS_BYTES_MAX as u64;
     let head = Head::read(patch).ok_or(DeltaError::Patch)?;
-    if head.window_bytes > 1 << WINDOW_LOG_MAX {
+    // What fits one window may be a little longer, by its commands.
+    if head.window_bytes > (1 << WINDOW_LOG_MAX) + COMMANDS_MAX {
         return Err(DeltaError::TooLarge { what: "the window of the patch" });
     }
     let bytes = head.content_bytes.ok_or(DeltaError::Patch)?;
-    if bytes > bytes_max.min(FLAT_BYTES_MAX) {
+    if bytes > bytes_max.min(FLAT_BYTES_MAX) + COMMANDS_MAX || bytes > new_bytes.saturating_add(COMMANDS_MAX) {
         return Err(DeltaError::TooLarge { what: "the output of the patch" });
     }
     // Several frames would add up.
@@ -63,7 +76,11 @@ pub(super) fn apply(old: &[u8], patch: &[u8], bytes_max: u64) -> Result<Vec<u8>,
     let mut context = DCtx::try_create().ok_or(DeltaError::Write(io::ErrorKind::OutOfMemory.into()))?;
     // Its checksum tells a wrong base.
     let got = context.decompress_using_dict(&mut new, patch, old).map_err(|_| DeltaError::Patch)?;
-    if got == length { Ok(new) } else { Err(DeltaError::Patch) }
+    let body_bytes = usize::try_from(new_bytes).map_err(|_| DeltaError::Form)?;
+    let (body, commands) = new.split_at_mut_checked(body_bytes).filter(|_| got == length).ok_or(DeltaError::Patch)?;
+    similar::add(old, body, commands).ok_or(DeltaError::Patch)?;
+    new.truncate(body_bytes);
+    Ok(new)
 }
 
 /// zstd returns its errors as negative numbers of an unsigned type.
