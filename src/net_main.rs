@@ -273,9 +273,9 @@ impl Served {
                 let seeker = self.seeker.clone();
                 tokio::spawn(async move { answer(&outlet, id, Answer::Item(seeker.item(target).await), Vec::new()).await });
             }
-            Question::IsMaker { new, size } => {
+            Question::IsMaker(files) => {
                 let seeker = self.seeker.clone();
-                tokio::spawn(async move { answer(&outlet, id, Answer::IsMaker(seeker.is_maker(new, size).await), Vec::new()).await });
+                tokio::spawn(async move { answer(&outlet, id, Answer::IsMaker(seeker.is_maker(files).await), Vec::new()).await });
             }
             Question::Document { url, proxy, bytes_max } => {
                 let mirror = Arc::clone(&self.mirror);

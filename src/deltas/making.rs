@@ -53,6 +53,7 @@ pub struct Maker {
 struct Pair {
     version: PackageVersion,
     old: Digest,
+    old_bytes: u64,
     new: Digest,
     new_bytes: u64,
 }
@@ -105,7 +106,7 @@ impl Maker {
         while self.fetcher.progress().is_empty()
             && let Some(pair) = self.waiting.pop()
         {
-            match self.shared.network.is_maker(pair.new, pair.new_bytes).await {
+            match self.shared.network.is_maker([(pair.old, pair.old_bytes), (pair.new, pair.new_bytes)]).await {
                 Some(true) => {}
                 Some(false) => continue,
                 None => {
@@ -243,9 +244,12 @@ fn pairs(shared: &Shared) -> Result<Vec<Pair>> {
         for old in olds {
             // What is private here stays so: nobody is to learn that it was here.
             let private = sharings.get(&old).is_none_or(|sharing| *sharing == Sharing::LocalOnly);
-            if !private && !store.delta_is_settled(&old, &content.digest)? {
-                let pair = Pair { version: version.clone(), old, new: content.digest, new_bytes: content.size };
-                pairs.push((content.since, pair));
+            if !private
+                && !store.delta_is_settled(&old, &content.digest)?
+                && let Some(sums) = store.sums(&old)?
+            {
+                let (new, new_bytes) = (content.digest, content.size);
+                pairs.push((content.since, Pair { version: version.clone(), old, old_bytes: sums.size, new, new_bytes }));
             }
         }
     }

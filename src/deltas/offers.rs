@@ -24,6 +24,9 @@ pub const OFFERS_MAX: usize = 64;
 /// A false delta of more bytes is not told with its claim: the proof would be too long.
 pub const TOLD_BYTES_MAX: u64 = (PROOF_BYTES_MAX - CLAIM_BYTES) as u64;
 
+/// A file: its digest, and its length in bytes.
+pub type Content = (Digest, u64);
+
 /// A delta that somebody offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaOffer {
@@ -86,7 +89,7 @@ pub trait Offers: Send + Sync + 'static {
     /// Replaces what this machine offers, at most [`OFFERED_MAX`].
     fn offer(&self, offered: Vec<Offered>);
 
-    /// Whether it is this machine's to make the deltas to a file of `size` bytes: in a fleet one member makes them for all.
-    /// `None`: that cannot be said now.
-    fn is_maker(&self, new: Digest, size: u64) -> Asked<Option<bool>>;
+    /// Whether it is this machine's to make the delta between two files, the older first: in a fleet one member that has both makes it
+    /// for all. `None`: that cannot be said now.
+    fn is_maker(&self, files: [Content; 2]) -> Asked<Option<bool>>;
 }

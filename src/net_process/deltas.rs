@@ -1,7 +1,7 @@
 //! What the mounts' side asks of the network process about deltas.
 
 use super::{Gone, NetProcess};
-use crate::deltas::offers::{Asked, DeltaOffer, FalseClaim, OFFERS_MAX, Offered, Offers};
+use crate::deltas::offers::{Asked, Content, DeltaOffer, FalseClaim, OFFERS_MAX, Offered, Offers};
 use crate::wire::{Answer, Question, ToNet, seal};
 use poolfs_core::Digest;
 use std::time::Duration;
@@ -77,10 +77,10 @@ impl Offers for NetProcess {
         });
     }
 
-    fn is_maker(&self, new: Digest, size: u64) -> Asked<Option<bool>> {
+    fn is_maker(&self, files: [Content; 2]) -> Asked<Option<bool>> {
         let this = self.clone();
         Box::pin(async move {
-            match this.link()?.ask(Question::IsMaker { new, size }, Some(MAKER_PATIENCE)).await.ok()? {
+            match this.link()?.ask(Question::IsMaker(files), Some(MAKER_PATIENCE)).await.ok()? {
                 (Answer::IsMaker(is_maker), _) => Some(is_maker),
                 _ => None,
             }

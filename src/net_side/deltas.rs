@@ -1,6 +1,6 @@
 //! Deltas: what others offer, what this machine does, and small ones that lie in the DHT itself.
 
-use crate::deltas::offers::{DeltaOffer, FalseClaim, ITEM_DELTA_BYTES_MAX, ITEMS_MAX, OFFERED_MAX, Offered};
+use crate::deltas::offers::{Content, DeltaOffer, FalseClaim, ITEM_DELTA_BYTES_MAX, ITEMS_MAX, OFFERED_MAX, Offered};
 use parking_lot::RwLock;
 use poolfs_core::Digest;
 use poolfs_net::dht::FoundContact;
@@ -226,21 +226,24 @@ impl Seeker {
         }
     }
 
-    /// Whether it is this machine's to make the deltas to a file: in a fleet one member makes them for all.
-    pub async fn is_maker(&self, new: Digest, size: u64) -> bool {
+    /// Whether it is this machine's to make the delta between two files, the older first: in a fleet one member that has both makes
+    /// it for all.
+    pub async fn is_maker(&self, files: [Content; 2]) -> bool {
         let (Some(fleet), Some(own)) = (self.fleet.as_ref().filter(|fleet| fleet.members() > 0), self.own_key()) else { return true };
         let (client, view) = (self.fleet_client(), fleet.view());
-        for id in view.ranked(&GroupKey { digest: new, group: 0 }).iter() {
+        let [old, new] = files.map(|(digest, size)| FileShape::of(digest, size));
+        for id in view.ranked(&GroupKey { digest: new.digest, group: 0 }).iter() {
             if member_id(&own) == id.0 {
                 return true;
             }
             let Some(member) = view.member(*id) else { continue };
-            // A member of more weight makes it if it has the file at all.
-            if client.have(member.contact, &FileShape::of(new, size)).await.is_ok_and(|have| have.is_full()) {
+            let has = async |shape| client.have(member.contact, shape).await.is_ok_and(|have| have.is_full());
+            // A member of more weight makes it if it has both.
+            if has(&new).await && has(&old).await {
                 return false;
             }
         }
-        // None of the first has it; of the others each may make it, and all make the same bytes.
+        // None of the first has them; of the others each may make it, and all make the same bytes.
         true
     }
 
@@ -406,7 +409,7 @@ mod tests {
         let seeker = Seeker { node: None, client, fleet: None, swarm: Swarm::new(parts).unwrap() };
         assert_eq!(seeker.offers(Digest::of(b"new"), false).recv().await, None);
         assert_eq!(seeker.item([7; 20]).await, None);
-        assert!(seeker.is_maker(Digest::of(b"new"), 3).await, "who is of no fleet makes its own");
+        assert!(seeker.is_maker([(Digest::of(b"old"), 3), (Digest::of(b"new"), 3)]).await, "who is of no fleet makes its own");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::config;
 use crate::control::Uploaded;
-use crate::deltas::offers::{DeltaOffer, FalseClaim, Offered};
+use crate::deltas::offers::{Content, DeltaOffer, FalseClaim, Offered};
 use poolfs_core::{Digest, Sums};
 use poolfs_fs::source::{Delivery, Giver, SourceError, Verdict, Want};
 use poolfs_net::node::Snapshot;
@@ -196,13 +196,8 @@ pub enum Question {
     Why(Digest),
     /// A small item of the DHT (BEP 44), by its target.
     Item([u8; 20]),
-    /// Whether it is this machine's to make the deltas to a file.
-    IsMaker {
-        /// The file.
-        new: Digest,
-        /// Its length in bytes.
-        size: u64,
-    },
+    /// Whether it is this machine's to make the delta between two files, the older first.
+    IsMaker([Content; 2]),
     /// A document from a URL.
     Document {
         /// Where it is.

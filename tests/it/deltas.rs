@@ -205,6 +205,28 @@ fn a_member_upgrades_by_a_delta() {
     await_status(&crowd.machines[B], "offers it to others", |status| status.deltas_offered == 1);
 }
 
+/// A member that has the newer version only makes no delta, so that one of less weight that has both does.
+#[test]
+fn who_has_both_versions_makes_the_delta() {
+    const PACKAGES: u64 = 6; // Whether C is of more weight for one is a coin's throw.
+    let names: Vec<String> = (0..PACKAGES).map(|nth| format!("p{nth}")).collect();
+    let olds = names.iter().map(|name| Package::new(name, "1.0", 50_000).packed("xz")).collect();
+    let mut crowd = Crowd::new(3, olds, &terms(true));
+    crowd.up(true);
+    crowd.download(A);
+    for name in &names {
+        crowd.repo().add(Package::new(name, "1.1", 0).like("1.0", 500).packed("xz"));
+    }
+    crowd.repo().publish();
+    let all: Vec<&str> = ["install", "-y", "-d"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    for machine in [C, A] {
+        crowd.machines[machine].update();
+        crowd.machines[machine].apt_get(&all).ok();
+    }
+    await_status(&crowd.machines[A], "offers every delta", |status| status.deltas_offered == PACKAGES);
+    assert_eq!(crowd.machines[C].status().deltas_offered, 0);
+}
+
 /// Strangers who find each other through the DHT, with packages as Ubuntu has them.
 #[test]
 fn a_stranger_upgrades_by_a_delta_of_a_zst_package() {

@@ -237,7 +237,16 @@ const BEHAVIOURS: &[Behaviour] = &[
             &["a_watcher_learns_nothing_of_what_is_not_patched", "old_lists_silence_everything_until_they_are_looked_up"],
         )],
     ),
-    behaviour(25, "a machine cloned with its key", &[(DHT, &["tells_of_clones"]), (NODE, &["a_clone_takes_a_key_of_its_own"])]),
+    behaviour(
+        25,
+        "a delta that is a bomb, of an unknown recipe, cut off or for another file; a machine cloned with its key",
+        &[
+            ("src/core/src/delta/tests.rs", &["hostile_deltas", "hostile_commands", "a_bomb_as_the_old_file"]),
+            ("tests/it/deltas.rs", &["hostile_deltas_are_refused", "a_bomb_costs_its_signer_his_key"]),
+            (DHT, &["tells_of_clones"]),
+            (NODE, &["a_clone_takes_a_key_of_its_own"]),
+        ],
+    ),
 ];
 
 /// A row whose test was renamed or removed would go on claiming what nothing asserts.

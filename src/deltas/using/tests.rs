@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use crate::deltas::offers::{Asked, FalseClaim, Offered, Offers};
+use crate::deltas::offers::{Asked, Content, FalseClaim, Offered, Offers};
 use crate::deltas::proving::Prover;
 use crate::shelf::StoreShelf;
 use poolfs_core::Role;
@@ -47,7 +47,7 @@ impl Offers for Network {
 
     fn offer(&self, _: Vec<Offered>) {}
 
-    fn is_maker(&self, _: Digest, _: u64) -> Asked<Option<bool>> {
+    fn is_maker(&self, _: [Content; 2]) -> Asked<Option<bool>> {
         Box::pin(async { Some(true) })
     }
 }
