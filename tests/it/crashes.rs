@@ -10,7 +10,7 @@ mod power;
 
 use crate::harness::disk::Dice;
 use crate::harness::{Covered, Options, Package, Stage, assert_holds, run};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -43,6 +43,8 @@ struct World {
     covered: Covered,
     dice: Dice,
     own: BTreeMap<&'static str, Expect>,
+    /// Packages that were removed: their names may be hidden until apt runs, or the daemon is another one.
+    hidden: BTreeSet<usize>,
     /// Every operation waits for the disk: what it says then outlives a power loss.
     syncs: bool,
     /// The daemon looks here for the point where it is to die.
@@ -63,7 +65,7 @@ impl World {
         let covered = Covered::open(&stage.machine.archives());
         let crash_file = stage.machine.scratch().join("crash");
         let own = NAMES.iter().map(|name| (*name, Expect::Is(None))).collect();
-        let world = Self { stage, covered, dice: Dice::new(seed), own, syncs, crash_file, written: 0 };
+        let world = Self { stage, covered, dice: Dice::new(seed), own, hidden: BTreeSet::new(), syncs, crash_file, written: 0 };
         world.up();
         world.stage.machine.update();
         world
@@ -187,9 +189,12 @@ impl World {
         let chosen = usize::try_from(self.dice.below(self.stage.packages.len() as u64)).unwrap();
         let package = &self.stage.packages[chosen];
         // In a process of its own, since a thread of this one may be stuck in a request of a mount that died.
-        let finished = run(Command::new("cat").arg(self.stage.archive(package)).stderr(std::process::Stdio::null()));
+        let finished = run(Command::new("cat").arg(self.stage.archive(package)).env("LC_ALL", "C"));
         if !finished.status.success() {
-            return Err(io::Error::other(format!("cat {}", package.archive_name())));
+            if self.hidden.contains(&chosen) && finished.err.contains("No such file or directory") {
+                return Ok(format!("{} is hidden", package.archive_name()));
+            }
+            return Err(io::Error::other(format!("cat {}: {}", package.archive_name(), finished.err.trim())));
         }
         Ok(format!("read {}", package.archive_name()))
     }
@@ -201,12 +206,14 @@ impl World {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
             other => other?,
         }
+        self.hidden.insert(chosen);
         Ok(format!("remove {}", package.archive_name()))
     }
 
     /// After a death: everything as the manifest has it, and from here on as it was found.
     #[track_caller]
     fn check(&mut self, what: &str) {
+        self.hidden.clear();
         for name in NAMES {
             let found = match fs::read(self.path(name)) {
                 Ok(bytes) => Some(Arc::new(bytes)),

@@ -41,6 +41,7 @@ mod pieces;
 mod posix;
 mod repair;
 mod service;
+mod soak;
 mod stress;
 mod swarm;
 mod tidy;

@@ -86,6 +86,7 @@ impl World {
     /// As `check`, of what was synced. What was not is whatever the disk has; a reader of it gets that, or EIO where poolfs knows
     /// that it is not what was written.
     fn check_synced(&mut self, what: &str) {
+        self.hidden.clear();
         for name in NAMES {
             let on_disk = fs::read(self.covered.path(name)).ok().map(Arc::new);
             let found = match fs::read(self.path(name)) {
