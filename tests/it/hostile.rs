@@ -1,8 +1,8 @@
 //! Which test asserts what this machine does against which hostile or faulty behaviour.
 //!
 //! The tests lie beside the parts that they are about, most of them under a virtual clock; here is the table of them, and a test
-//! that each of them is there. What is asserted is what the victim does: right bytes, who is blamed, what it costs. Several of them
-//! at once, in worlds with any number of liars, are in `net/src/swarm/blame/tests/property.rs`.
+//! that each of them is there. What is asserted is what the victim does: right bytes, who is blamed, what it costs. Two of them at
+//! once are in `net/src/swarm/driver/tests/pairs.rs`, worlds with any number of liars in `net/src/swarm/blame/tests/property.rs`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -27,6 +27,7 @@ const ORIGINAL: &str = "net/src/swarm/blame/tests/original.rs";
 const SCHEDULE: &str = "net/src/swarm/schedule/tests.rs";
 const DRIVER: &str = "net/src/swarm/driver/tests.rs";
 const DRIVER_HOSTILE: &str = "net/src/swarm/driver/tests/hostile.rs";
+const PAIRS: &str = "net/src/swarm/driver/tests/pairs.rs";
 const FLEET: &str = "net/src/swarm/fleet/tests/hostile.rs";
 const FLEET_RULES: &str = "net/src/swarm/fleet/tests/rules.rs";
 const NUMBERS: &str = "net/src/swarm/fleet/tests/numbers.rs";
@@ -249,12 +250,15 @@ const BEHAVIOURS: &[Behaviour] = &[
     ),
 ];
 
+/// Two at once.
+const TOGETHER: &[(&str, &[&str])] = &[(PAIRS, &["every_pair_of_peers", "every_peer_beside_every_mirror"])];
+
 /// A row whose test was renamed or removed would go on claiming what nothing asserts.
 #[test]
 fn every_behaviour_has_its_tests() {
     let numbers: BTreeSet<u32> = BEHAVIOURS.iter().map(|behaviour| behaviour.number).collect();
     assert_eq!(numbers.into_iter().collect::<Vec<_>>(), (1..=25).collect::<Vec<_>>());
-    for (file, names) in BEHAVIOURS.iter().flat_map(|behaviour| behaviour.tests) {
+    for (file, names) in BEHAVIOURS.iter().flat_map(|behaviour| behaviour.tests).chain(TOGETHER) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|err| panic!("read {file}: {err}"));
         let lines: Vec<&str> = text.lines().map(str::trim).collect();

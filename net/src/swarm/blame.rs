@@ -148,6 +148,7 @@ pub struct Blame {
     third_done: bool,
     /// The versions that are not the mirror's were tried, since its own do not make the file.
     without_mirror_tried: bool,
+    mirror_was_wrong: bool,
     /// The hour's one leave for repeating a download is this one's.
     round_covered: bool,
     job: Option<(u64, JobFor)>,
@@ -197,6 +198,7 @@ impl Blame {
             mirror_gives: 0,
             third_done: false,
             without_mirror_tried: false,
+            mirror_was_wrong: false,
             round_covered: false,
             job: None,
             jobs: 0,
@@ -602,7 +604,8 @@ impl Blame {
     }
 
     fn fail(&mut self, why: NotHad) {
-        self.end(Action::Failed(why));
+        let told = if self.mirror_was_wrong && why == NotHad::Undecided { NotHad::MirrorWrong } else { why };
+        self.end(Action::Failed(told));
     }
 
     fn end(&mut self, last: Action) {
@@ -641,9 +644,22 @@ impl Blame {
                 let assembly = self.assembly(&mirrors);
                 self.check(assembly);
             }
-            Step::MirrorRest => self.fail(NotHad::MirrorWrong),
+            Step::MirrorRest => self.mirror_is_wrong(),
             Step::Trials { .. } | Step::First | Step::Over => {}
         }
+    }
+
+    /// Its whole file is another one: from here on it is as if there were no mirror, and those who have the file may still give it.
+    fn mirror_is_wrong(&mut self) {
+        for source in &mut self.sources {
+            let is_mirror = source.kind == SourceKind::Mirror;
+            source.gone |= is_mirror;
+            // Whoever was suspected was so by the mirror's word.
+            source.suspect = is_mirror || source.contradicts_itself;
+        }
+        self.mirror_was_wrong = true;
+        self.trials.clear();
+        self.step = Step::Trials { after_third: self.third_done };
     }
 
     fn start_job(&mut self, start: Sha256, parts: Vec<(u32, Digest)>, what: JobFor) {

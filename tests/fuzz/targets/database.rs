@@ -1,26 +1,45 @@
-//! The network side's database after damage: by a disk (bytes and pages of the file) and by another program (values of rows).
+//! The two databases after damage: by a disk (bytes and pages of the file) and by another program (values of rows).
 //!
-//! An input is a series of edits of a valid file. Then it is opened and used as the daemon does: a clear error or an answer,
-//! never a panic.
+//! An input is a series of edits of a valid file. Then it is opened and used as the daemon does: a clear error or right
+//! answers, never a panic, and sums of a content are those that were recorded or none.
 
 use crate::driver::{Subject, Target, behaviour, kind_of};
+use poolfs_core::catalog::apt_config::{Environment, Options};
+use poolfs_core::catalog::{AptConfig, Before, Catalog, Vanished};
+use poolfs_core::store::{DB_NAME, Incoming, Kind, Objects, Provenance, SharedTo, Sharing, Stamp, State, Store};
+use poolfs_core::{Digest, Role, Sums};
 use poolfs_net::netdb::{FILE_NAME, NetDb, SavedNode};
 use poolfs_net::swarm::fleet::MemberId;
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use std::fs::File;
-use std::path::Path;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Every target of this file.
-pub(super) const ALL: &[Target] = &[Target {
-    name: "net-db",
-    about: "the network side's database, damaged by edits of its bytes and values, then opened and used",
-    start: |_| Box::new(NetworkDb::new()),
-    seeds: edits,
-    tokens: &["\u{4}", "\u{1}\u{0}"],
-    input_bytes_max: 600,
-    memory: (64 << 20, 4_096),
-}];
+pub(super) const ALL: &[Target] = &[
+    Target {
+        name: "poolfs-db",
+        about: "the store's database, damaged by edits of its bytes and values, then opened and used",
+        start: |_| Box::new(PoolfsDb::new()),
+        seeds: edits,
+        tokens: &["announced", "clean", "archives", "package", "written here", "\u{1}\u{0}"],
+        input_bytes_max: 600,
+        memory: (64 << 20, 4_096),
+    },
+    Target {
+        name: "net-db",
+        about: "the network side's database, likewise",
+        start: |_| Box::new(NetworkDb::new()),
+        seeds: edits,
+        tokens: &["\u{4}", "\u{1}\u{0}"],
+        input_bytes_max: 600,
+        memory: (64 << 20, 4_096),
+    },
+];
+
+const LIST: &str = "h_debian_dists_s_c_binary-amd64_Packages";
 
 /// Edits of one input.
 const EDITS_MAX: usize = 12;
@@ -29,6 +48,10 @@ fn directory() -> tempfile::TempDir {
     // In memory where there is some: each input is a copy of the file.
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a directory")
+}
+
+fn bytes_of(seed: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|at| u8::try_from(at % 251).expect("below 251") ^ seed).collect()
 }
 
 /// Does the edits of `input` to the file. Each is a byte for its kind, and what that needs.
@@ -115,6 +138,152 @@ fn edits() -> Vec<Vec<u8>> {
         }
     }
     all
+}
+
+/// The store's database, and the directories beside it.
+struct PoolfsDb {
+    valid: Vec<u8>,
+    dir: tempfile::TempDir,
+    sums: Sums,
+}
+
+impl PoolfsDb {
+    fn new() -> Self {
+        let dir = directory();
+        for name in ["objects", "incoming", "archives", "lists", "state"] {
+            std::fs::create_dir(dir.path().join(name)).expect("a directory");
+        }
+        std::fs::write(dir.path().join("sources.list"), "deb http://h/debian s c\n").expect("sources");
+        let made = Self { valid: Vec::new(), dir, sums: Sums::of(&bytes_of(1, 300_000)) };
+        made.fill();
+        let valid = std::fs::read(made.database()).expect("the database");
+        Self { valid, ..made }
+    }
+
+    fn database(&self) -> PathBuf {
+        self.dir.path().join("state").join(DB_NAME)
+    }
+
+    fn directory(&self, name: &str) -> OwnedFd {
+        File::open(self.dir.path().join(name)).expect("a directory").into()
+    }
+
+    fn apt(&self) -> AptConfig {
+        let options = Options::parse("APT::Architecture amd64\n");
+        AptConfig::of_options(options, &[self.dir.path().join("sources.list")], Environment::default())
+    }
+
+    /// One of everything.
+    fn fill(&self) {
+        let store = Arc::new(Store::open(&self.dir.path().join("state")).expect("a store"));
+        let stamp = Stamp { size: self.sums.size, mtime_ns: 5, inode: 7 };
+        for (path, sharing) in [(&b"a_1_amd64.deb"[..], Sharing::Announced), (b"partial/b_2_amd64.deb", Sharing::Available)] {
+            store.record(Role::Archives, path, stamp, &self.sums, sharing, Provenance::Peer).expect("a record");
+        }
+        store.begin_writing(Role::Lists, b"partial/x", 9).expect("a record");
+        let objects = Objects::open(Arc::clone(&store), self.directory("objects"), 1 << 30).expect("objects");
+        let object = Sums::of(&bytes_of(2, 1_000));
+        std::fs::write(self.dir.path().join("archives/x"), bytes_of(2, 1_000)).expect("a file");
+        let from = self.directory("archives");
+        let name = std::ffi::OsStr::new("x");
+        objects.put(&object.digest, &object, Kind::Package, Sharing::Available, Provenance::Mirror, from.as_fd(), name).expect("an object");
+        let incoming = Arc::new(Incoming::open(Arc::clone(&store), self.directory("incoming")).expect("downloads"));
+        let partial = incoming.begin(Digest([3; 32]), 600_000).expect("a download");
+        partial.write_piece(1, &bytes_of(4, 262_144)).expect("a piece");
+        partial.sync().expect("it is kept");
+        let stanza = format!(
+            "Package: a\nVersion: 1\nArchitecture: amd64\nFilename: pool/a_1_amd64.deb\nSize: 300000\nSHA256: {}\n",
+            self.sums.digest
+        );
+        std::fs::write(self.dir.path().join("lists").join(LIST), stanza).expect("a list");
+        let catalog = Catalog::open(Arc::clone(store.db()), self.apt()).expect("a catalog");
+        let read = catalog.refresh(self.directory("lists").as_fd(), Vanished::Drop).expect("a refresh");
+        assert_eq!(read.parsed, 1, "{read:?}");
+        drop((catalog, objects, partial, incoming));
+        drop(store);
+    }
+
+    /// Everything that the daemon asks of it. The errors of each step, by their kinds.
+    fn use_all(&self, store: Store) -> Vec<Option<String>> {
+        let store = Arc::new(store);
+        let mut said = Vec::new();
+        let mut note = |failed: Option<String>| said.push(failed.map(kind_of));
+        let name = b"a_1_amd64.deb";
+        note(store.each_file(Role::Archives, |_, _| {}).err().map(|err| err.to_string()));
+        note(store.file(Role::Archives, name).err().map(|err| err.to_string()));
+        note(store.counts(Role::Archives).err().map(|err| err.to_string()));
+        note(match store.sums(&self.sums.digest) {
+            Ok(Some(sums)) => {
+                assert_eq!((sums.digest, sums.size), (self.sums.digest, self.sums.size), "sums of another content");
+                assert_eq!((&sums.pieces, &sums.blocks), (&self.sums.pieces, &self.sums.blocks), "false sums are given out");
+                None
+            }
+            Ok(None) => Some("none".into()),
+            Err(err) => Some(err.to_string()),
+        });
+        note(store.places(&self.sums.digest).err().map(|err| err.to_string()));
+        note(store.shared_as(&[Sharing::Announced, Sharing::Available]).err().map(|err| err.to_string()));
+        note(store.shared_places(&self.sums.digest, SharedTo::Fleet).err().map(|err| err.to_string()));
+        note(store.decisions().err().map(|err| err.to_string()));
+        note(store.kept_back(Role::Archives).err().map(|err| err.to_string()));
+        note(match Objects::open(Arc::clone(&store), self.directory("objects"), 1 << 30) {
+            Ok(objects) => {
+                let _bytes = objects.bytes();
+                let digest = Sums::of(&bytes_of(2, 1_000)).digest;
+                let failed = objects.each(|_, _, _| {}).err().or(objects.open_object(&digest).err());
+                failed.or(objects.contains(&digest).err()).map(|err| err.to_string())
+            }
+            Err(err) => Some(err.to_string()),
+        });
+        note(match Incoming::open(Arc::clone(&store), self.directory("incoming")).map(Arc::new) {
+            Ok(incoming) => {
+                let begun = incoming.begin(Digest([3; 32]), 600_000);
+                let used = begun.map(|partial| {
+                    assert_eq!(partial.piece_count(), 3);
+                    assert_eq!(partial.have().len(), 1, "a bitmap of another length");
+                    assert!(partial.done_bytes() <= 600_000, "more is here than the file has");
+                    partial.missing().len()
+                });
+                incoming.list().err().or(used.err()).map(|err| err.to_string())
+            }
+            Err(err) => Some(err.to_string()),
+        });
+        note(match Catalog::open(Arc::clone(store.db()), self.apt()) {
+            Ok(catalog) => self.use_catalog(&catalog),
+            Err(err) => Some(err.to_string()),
+        });
+        note(store.set_state(Role::Archives, name, State::Damaged).err().map(|err| err.to_string()));
+        note(store.renamed(Role::Archives, name, b"c").err().map(|err| err.to_string()));
+        note(store.removed(Role::Archives, b"c").err().map(|err| err.to_string()));
+        note(store.flush().err().map(|err| err.to_string()));
+        note(store.db().check().err().map(|err| err.to_string()));
+        said
+    }
+
+    fn use_catalog(&self, catalog: &Catalog) -> Option<String> {
+        let digest = &self.sums.digest;
+        let failed = catalog.archive(b"a_1_amd64.deb").err().or(catalog.by_digest(digest).err());
+        let failed = failed.or(catalog.package_names().err()).or(catalog.versions("a").err()).or(catalog.candidates(b"a").err());
+        let judged = catalog.judging(1_800_000_000).and_then(|judging| judging.decide(digest, 300_000, &Before::default()));
+        let refreshed = catalog.refresh(self.directory("lists").as_fd(), Vanished::Drop);
+        failed.or(judged.err()).or(refreshed.err()).map(|err| err.to_string())
+    }
+}
+
+impl Subject for PoolfsDb {
+    fn run(&mut self, input: &[u8]) -> u64 {
+        let path = self.database();
+        renew(&path, &self.valid);
+        // What the last input made of the directories is put right again.
+        drop(File::create(self.dir.path().join("incoming").join(Digest([3; 32]).to_string())).and_then(|file| file.set_len(600_000)));
+        let object = Sums::of(&bytes_of(2, 1_000)).digest.to_string();
+        std::fs::write(self.dir.path().join("objects").join(object), bytes_of(2, 1_000)).expect("an object");
+        edit(&path, input);
+        match Store::open(&self.dir.path().join("state")) {
+            Ok(store) => behaviour(self.use_all(store)),
+            Err(err) => clear(&err.to_string()),
+        }
+    }
 }
 
 /// Whether an error names the file and what to do.

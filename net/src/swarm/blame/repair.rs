@@ -1,4 +1,4 @@
-//! Steps 3 and 4: trials without traffic, then the mirror, and a third round where there is none.
+//! Steps 3 and 4: trials without traffic, then the mirror, and a third round where there is none, or one whose whole file is another.
 
 use super::{Ask, Blame, NotHad, Seat, Step, TRIALS_BEFORE_THIRD_MAX, TRIALS_MAX, Turn, Why};
 use crate::swarm::SourceId;
@@ -68,7 +68,15 @@ impl Blame {
         }
         self.third_done = true;
         self.step = Step::Third;
-        self.seats = vec![Seat::Open; self.pieces];
+        // A wrong mirror has cost a copy: what two agree on is not asked for once more.
+        let settled = |piece: u32| self.mirror_was_wrong && self.agreed(piece);
+        self.seats = (0u32..).take(self.pieces).map(|piece| if settled(piece) { Seat::Nobody } else { Seat::Open }).collect();
+    }
+
+    /// Whether two who are not suspected gave the same.
+    fn agreed(&self, piece: u32) -> bool {
+        let trusted = || self.gives_at(piece).filter(|give| !self.is_suspect(give.source));
+        trusted().any(|one| trusted().any(|other| other.source != one.source && other.digest == one.digest))
     }
 
     /// All that the mirror has not given yet.
@@ -162,7 +170,7 @@ impl Blame {
     fn best_version(&self, piece: u32, left_out: &[SourceId]) -> Digest {
         let rank = |digest: Digest| {
             let givers = || self.gives_at(piece).filter(move |give| give.digest == digest).map(|give| give.source);
-            let mirror = givers().any(|source| self.is_mirror(source) && !left_out.contains(&source));
+            let mirror = givers().any(|source| self.is_mirror(source) && !self.is_suspect(source) && !left_out.contains(&source));
             let counted = givers().filter(|source| !left_out.contains(source) && !self.sources[source.index()].contradicts_itself).count();
             let trusted = givers().filter(|source| !self.is_suspect(*source)).count();
             (mirror, counted, trusted)

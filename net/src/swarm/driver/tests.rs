@@ -6,6 +6,7 @@
 mod crowds;
 mod fake;
 mod hostile;
+mod pairs;
 mod pieces;
 mod statements;
 

@@ -50,6 +50,20 @@ fn a_wrong_mirror_blames_nobody() {
     assert_eq!(NotHad::MirrorWrong.to_string(), "the mirror's file does not have the digest that its index names");
 }
 
+/// A mirror whose file is another, and a liar beside two who have the truth: found out as without a mirror, since its whole file is
+/// not what the index names.
+#[test]
+fn a_wrong_mirror_and_a_liar_do_not_hide_the_truth() {
+    for seed in 1..500 {
+        let wrong_mirror = Actor { lie: Some((7, When::Always)), ..mirror() };
+        let actors = vec![wrong_mirror, liar(1, When::Always), honest(), honest()];
+        let ran = World::new(seed, 5, actors).assign(Assign::Fixed(vec![1, 2, 1, 0, 3])).run();
+        assert!(ran.result.is_ok(), "seed {seed}: {:?}", ran.result);
+        assert!(ran.guilty().iter().all(|guilty| *guilty < 2), "seed {seed}: {:?}", ran.guilty());
+        assert!(ran.cost() <= 4.0, "seed {seed}: {}", ran.cost());
+    }
+}
+
 /// The mirror fails three times in a row: it counts as not there, and a third round takes its place.
 #[test]
 fn a_mirror_that_fails_is_replaced_by_a_third_round() {
