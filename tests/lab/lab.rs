@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it tells people what it does")]
 
 pub(crate) mod cost;
+pub(crate) mod flood;
 pub(crate) mod here;
 pub(crate) mod install;
 pub(crate) mod nodes;
@@ -38,6 +39,7 @@ pub(crate) fn play(scenario: &Scenario) -> Outcome {
         Work::Steps { step } => steps::play(scenario, step),
         Work::Nodes(work) => nodes::play(scenario, work),
         Work::Cost { idle_s } => cost::play(scenario, *idle_s),
+        Work::Flood(flood) => flood::play(scenario, *flood),
     };
     outcome.scenario.clone_from(&scenario.name);
     outcome.judge(&scenario.goals);

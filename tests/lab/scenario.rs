@@ -93,6 +93,20 @@ pub(crate) enum Work {
     Nodes(Nodes),
     /// What a daemon takes of the machine: idle, and while its packages arrive.
     Cost { idle_s: u64 },
+    /// A user lists and reads while strangers flood his machine.
+    Flood(Flood),
+}
+
+/// See [`Work::Flood`].
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Flood {
+    /// Queries of the DHT in a second.
+    pub(crate) datagrams_s: u32,
+    /// Connections that send a byte a second.
+    pub(crate) connections: usize,
+    /// How often each thing is done, in calm and under the flood.
+    pub(crate) runs: usize,
 }
 
 /// See [`Work::Install`].
