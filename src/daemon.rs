@@ -573,6 +573,8 @@ impl Daemon {
                 .into_iter()
                 .chain(net.problems)
                 .chain(self.background_problems.lock().iter().cloned())
+                .chain(self.store.db().refused())
+                .chain(self.fetcher.refused())
                 .collect(),
         })
     }

@@ -47,6 +47,9 @@ use tokio::time::{Instant as TimerInstant, sleep, sleep_until};
 /// Downloads of one file with wrong bytes, after which it is given up.
 const ATTEMPTS_MAX: u32 = 2;
 
+/// How long it is said that the disk refused a download, unless it takes another one before.
+pub const REFUSED_SHOWN: Duration = Duration::from_secs(600);
+
 /// Times that a download goes on after the network side went away: with the one that was started in its place.
 const LOST_MAX: u32 = 2;
 
@@ -131,7 +134,7 @@ pub enum FetchError {
         digest: Digest,
     },
     /// The disk has no room for it.
-    #[error("no space for the {size} bytes of {digest}; free some, or lower [store] quota")]
+    #[error("no space, or no inode, for the {size} bytes of {digest}; free some, or lower [store] quota")]
     NoSpace {
         /// The file.
         digest: Digest,
@@ -236,6 +239,8 @@ struct Inner {
     turns: Semaphore,
     table: Mutex<Table>,
     bytes: Counted,
+    /// What the disk refused last and when, until a download is kept again.
+    refused: Mutex<Option<(Instant, String)>>,
     rebuild: OnceLock<Arc<dyn Rebuild>>,
 }
 
@@ -297,7 +302,9 @@ impl Fetcher {
         let turns = Semaphore::new(limits.fetches_max);
         let bytes = Counted::default();
         let (table, rebuild) = (Mutex::new(table), OnceLock::new());
-        Arc::new(Self { inner: Arc::new(Inner { incoming, source, runtime, limits, clock, turns, table, bytes, rebuild }) })
+        Arc::new(Self {
+            inner: Arc::new(Inner { incoming, source, runtime, limits, clock, turns, table, bytes, refused: Mutex::default(), rebuild }),
+        })
     }
 
     /// From now on `rebuild` is asked before a source is. The first call counts.
@@ -376,6 +383,13 @@ impl Fetcher {
     /// Removes what interrupted downloads left, for a disk that is full; returns how many. Blocks for the disk.
     pub fn give_up_idle(&self) -> Result<usize, StoreError> {
         self.inner.incoming.discard_older(i64::MAX)
+    }
+
+    /// Why a download of the last [`REFUSED_SHOWN`] could not be kept on the disk, on one line; `None` if a later one was.
+    pub fn refused(&self) -> Option<String> {
+        let now = (self.inner.clock)();
+        let recent = self.inner.refused.lock().clone().filter(|(at, _)| now.saturating_duration_since(*at) < REFUSED_SHOWN);
+        recent.map(|(_, why)| why)
     }
 
     /// Bytes delivered since the start, by kind of source.
@@ -517,8 +531,16 @@ impl Inner {
             // Somebody came in the meantime: go on where it was.
         };
         match &outcome {
-            Ok(_) => tracing::debug!(%digest, size = download.job.size, "fetched"),
-            Err(error) => tracing::warn!(name = download.name(), "{error}"),
+            Ok(_) => {
+                tracing::debug!(%digest, size = download.job.size, "fetched");
+                *self.refused.lock() = None;
+            }
+            Err(error) => {
+                tracing::warn!(name = download.name(), "{error}");
+                if matches!(error, FetchError::NoSpace { .. } | FetchError::Disk { .. }) {
+                    *self.refused.lock() = Some(((self.clock)(), format!("{}: {error}", download.name())));
+                }
+            }
         }
         {
             let mut table = self.table.lock();

@@ -450,7 +450,7 @@ async fn a_full_disk() {
     let source = Fake::new(&file, &[Act::GiveAll]);
     let fetcher = bench.fetcher(&source);
     let error = fetcher.start(job(&file, Purpose::Read)).done().await.unwrap_err();
-    let want = format!("no space for the {} bytes of {}; free some, or lower [store] quota", file.len(), Digest::of(&file));
+    let want = format!("no space, or no inode, for the {} bytes of {}; free some, or lower [store] quota", file.len(), Digest::of(&file));
     assert_eq!(error.to_string(), want);
     assert!(!fetcher.undeliverable(&Digest::of(&file)));
     assert!(source.asked().is_empty(), "nothing is downloaded that has no room");

@@ -121,6 +121,8 @@ pub struct Db {
     /// Closed before the writer, which then folds the WAL into the file.
     readers: Mutex<Vec<Connection>>,
     writer: Mutex<Connection>,
+    /// What the disk refused last, until it takes a transaction again.
+    refused: Mutex<Option<String>>,
     /// Keeps other processes out until dropped, which is after the connections are closed.
     _lock: File,
 }
@@ -146,7 +148,13 @@ impl Db {
         writer.pragma_update(None, "journal_mode", "wal").map_err(explained)?;
         check(&writer, path, if orderly { DERIVED } else { &[] })?;
         migrate(&mut writer, path, migrations)?;
-        Ok(Self { path: path.to_owned(), readers: Mutex::new(Vec::new()), writer: Mutex::new(writer), _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            readers: Mutex::new(Vec::new()),
+            writer: Mutex::new(writer),
+            refused: Mutex::default(),
+            _lock: lock,
+        })
     }
 
     /// Checks all tables, also those that a start after an orderly end leaves out. Reads the whole file: something for the
@@ -162,7 +170,16 @@ impl Db {
 
     /// What an error of a statement means for this database: with its path and, where there is one, the remedy.
     pub fn explain(&self, err: rusqlite::Error) -> DbError {
-        explain(&self.path, err)
+        let explained = explain(&self.path, err);
+        if matches!(explained, DbError::Full { .. } | DbError::ReadOnly { .. } | DbError::Io { .. }) {
+            *self.refused.lock() = Some(explained.to_string());
+        }
+        explained
+    }
+
+    /// Why nothing can be recorded at present, on one line with the remedy; `None` if the last transaction was taken.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.lock().clone()
     }
 
     /// The writing connection. Hold it for one transaction; never across network or another lock of this crate.
@@ -177,7 +194,15 @@ impl Db {
 
     /// Runs `body` in one immediate transaction, rolled back if it returns an error.
     pub fn transaction<T, E: From<rusqlite::Error>>(&self, body: impl FnOnce(&Transaction<'_>) -> Result<T, E>) -> Result<T, E> {
-        transact(&mut self.writer(), body)
+        let done = transact(&mut self.writer(), body);
+        self.taken(done)
+    }
+
+    fn taken<T, E>(&self, done: Result<T, E>) -> Result<T, E> {
+        if done.is_ok() {
+            *self.refused.lock() = None;
+        }
+        done
     }
 
     /// As [`Self::transaction`], and waits until the disk has it: it outlives a power loss. Milliseconds to tens of them.
@@ -186,7 +211,7 @@ impl Db {
         writer.pragma_update(None, "synchronous", "full")?;
         let done = transact(&mut writer, body);
         writer.pragma_update(None, "synchronous", "normal")?;
-        done
+        self.taken(done)
     }
 
     /// A reading connection, which sees the last committed state and never waits for the writer.
