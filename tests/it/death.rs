@@ -208,3 +208,54 @@ fn interrupted_download_is_resumed() {
     assert!(sent < whole, "{sent} of {whole} bytes came again though the first were here: {:#?}", stage.mirror.log());
     report("death::resume", &format!("after a kill -9 at 3 MiB of {whole} bytes, {sent} bytes were fetched"));
 }
+
+/// The machine's clock is set a year ahead, two years back and right again under a running daemon: apt notices nothing, nothing is
+/// lost and nothing is called wrong. Only the daemon's clock jumps, by libfaketime.
+#[test]
+fn the_clock_jumps() {
+    let names = ["ant", "bee", "cat", "dog"];
+    let packages = names.iter().map(|name| Package::new(name, "1.0", 300_000)).collect();
+    let stage = Stage::new(packages, &Options::default());
+    let clock = stage.machine.scratch().join("clock");
+    let libraries = run(Command::new("dpkg").args(["-L", "libfaketime"])).ok().out;
+    let library = libraries.lines().find(|path| path.ends_with("/libfaketimeMT.so.1")).expect("scripts/test-deps installs it");
+    let set = |text: &str| {
+        // As one: the daemon reads it at any moment.
+        let next = clock.with_extension("next");
+        fs::write(&next, text).unwrap();
+        fs::rename(next, &clock).unwrap();
+    };
+    set("+0");
+    let mut up = stage.machine.poolfs_command(&["up"]);
+    up.env("LD_PRELOAD", library)
+        .env("FAKETIME_TIMESTAMP_FILE", &clock)
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    run(&mut up).ok();
+    stage.machine.assert_mounted();
+    let pid = stage.machine.status().pid;
+    stage.machine.update();
+    for (name, at) in names.iter().zip(["+0", "+365d", "-730d", "+0"]) {
+        set(at);
+        stage.machine.update();
+        let finished = stage.machine.apt_get(&["install", "-y", "-d", name]).ok();
+        assert_eq!(finished.deb_gets(), Vec::<&str>::new(), "{at}: {finished}");
+        fs::write(stage.machine.archives().join(format!("{name}.txt")), at).unwrap();
+    }
+    stage.assert_all_here();
+    for (name, at) in names.iter().zip(["+0", "+365d", "-730d", "+0"]) {
+        assert_holds(&stage.machine.archives().join(format!("{name}.txt")), at.as_bytes());
+    }
+    let verified = stage.machine.poolfs(&["verify"]).ok();
+    let status = stage.machine.status();
+    assert_eq!((status.pid, status.archives().damaged, status.problems.clone()), (pid, 0, Vec::new()), "{verified}");
+    // It was the daemon's clock.
+    let (log, year) = (stage.machine.log(), this_year());
+    let lines = |this: bool| log.lines().filter(|line| line.contains(" INFO ") && line.starts_with(&year) == this).count();
+    assert!(lines(true) > 0 && lines(false) > 0, "{log}");
+}
+
+/// As the log's lines begin.
+fn this_year() -> String {
+    run(Command::new("date").args(["-u", "+%Y-"])).ok().out.trim().to_owned()
+}
