@@ -212,12 +212,12 @@ impl State {
         u32::try_from(self.names.values().map(named).sum::<usize>()).unwrap()
     }
 
-    /// Lets go of an inode that has no name and that nobody has open.
+    /// Lets go of an inode that has no name and that nobody has open. What was synced of it stays: a power loss may bring back a
+    /// directory that still names it.
     fn collect(&mut self, ino: u64) {
         if ino != ROOT && self.links(ino) == 0 && self.open.get(&ino).is_none_or(|count| *count == 0) {
             self.names.remove(&ino);
             self.bytes.remove(&ino);
-            self.synced_bytes.remove(&ino);
         }
     }
 
