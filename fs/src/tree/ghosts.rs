@@ -96,8 +96,8 @@ impl Tree {
             Ok(Shown::Nothing) => Answer::Ready(Err(Errno::NOENT.into())),
             Ok(Shown::Ghost(entry)) => Answer::Ready(Ok(entry)),
             Ok(Shown::Object(listed)) => {
-                let (tree, dir, name) = (Arc::clone(self), Arc::clone(dir), name.to_os_string());
-                Answer::Wait(Box::pin(async move { tree.blocking(move |tree| tree.place_object(&dir, &name, &listed)).await }))
+                let (tree, dir, name, caller) = (Arc::clone(self), Arc::clone(dir), name.to_os_string(), *caller);
+                Answer::Wait(Box::pin(async move { tree.blocking(move |tree| tree.place_object(&dir, &name, &listed, &caller)).await }))
             }
             Err(err) => Answer::Ready(Err(err)),
         }
@@ -196,7 +196,7 @@ impl Tree {
     }
 
     /// Moves an object to the name under which apt knows it: from here on it is a file like any other.
-    fn place_object(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, listed: &Listed) -> Result<Entry, FsError> {
+    fn place_object(self: &Arc<Self>, dir: &Arc<Node>, name: &OsStr, listed: &Listed, caller: &Caller) -> Result<Entry, FsError> {
         let opened = dir.real()?.open_dir()?;
         match self.parts.objects.take(&listed.digest, opened.as_fd(), name) {
             Ok(Some(taken)) => {
@@ -208,8 +208,11 @@ impl Tree {
                 self.record_verified(&node, taken.sums, Stamp::of(&stat), taken.provenance);
                 Ok(self.entry(&node, &stat))
             }
-            // Evicted meanwhile.
-            Ok(None) => Err(Errno::NOENT.into()),
+            // Evicted meanwhile, or not what was kept: then the name is what it would be without.
+            Ok(None) => match self.ghost_to_show(dir, name, Place::Archives, caller)? {
+                Shown::Ghost(entry) => Ok(entry),
+                Shown::Nothing | Shown::Object(_) => Err(Errno::NOENT.into()),
+            },
             // Somebody put a file there meanwhile.
             Err(err) => {
                 tracing::debug!("{err}");
