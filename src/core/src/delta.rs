@@ -21,9 +21,9 @@
 //! encoders built into this program put out (xz 5.8, zlib 1.3): where one of these changes its output, the version changes.
 //!
 //! **A delta is input from a stranger.** What it asks for is bounded before it is done: recipes are a closed list, the window
-//! is at most 2^27, each unpacked file at most [`FLAT_BYTES_MAX`] and at most [`FLAT_FACTOR_MAX`] times the package's size in
-//! its signed index, what is packed ends at that size. What comes out is right only if its digest is. Memory is at most
-//! [`MEMORY_BYTES_MAX`]; time is for who runs this to bound, in a process of its own.
+//! is at most 2^27 bytes and the 4 MiB of commands, each unpacked file at most [`FLAT_BYTES_MAX`] and at most
+//! [`FLAT_FACTOR_MAX`] times the package's size in its signed index, what is packed ends at that size. What comes out is right
+//! only if its digest is. Memory is at most [`MEMORY_BYTES_MAX`]; time is for who runs this to bound, in a process of its own.
 
 mod parts;
 mod patch;

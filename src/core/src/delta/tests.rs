@@ -294,6 +294,27 @@ fn what_is_nearly_alike_is_found() {
     assert!(patch::apply(&old, &patch, new.len() as u64, 1 << 20).unwrap() == as_it_was);
 }
 
+/// Shuffled so that the commands would have more bytes than they may: what they do not reach stays as it is, and comes back too.
+#[test]
+fn too_many_commands() {
+    const BLOCK: usize = 64;
+    const BLOCKS: usize = 800_000;
+    let mut seed = 7_u64;
+    let mut noise = move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        seed >> 16
+    };
+    let old: Vec<u8> = (0..BLOCKS * BLOCK / 4).flat_map(|_| noise().to_le_bytes().into_iter().take(4)).collect();
+    // Prime to the number of blocks: each once, no two neighbours together.
+    let mut new: Vec<u8> = (0..BLOCKS).flat_map(|nth| &old[nth * 314_159 % BLOCKS * BLOCK..][..BLOCK]).copied().collect();
+    let as_it_was = new.clone();
+    let commands = similar::subtract(&old, &mut new);
+    assert!((similar::COMMANDS_BYTES_MAX - 30..=similar::COMMANDS_BYTES_MAX).contains(&commands.len()), "{}", commands.len());
+    assert!(new[new.len() - BLOCK..] == as_it_was[new.len() - BLOCK..], "the commands reached the end");
+    similar::add(&old, &mut new, &commands).unwrap();
+    assert!(new == as_it_was);
+}
+
 /// Commands that lead out of either file, or that end in the middle.
 #[test]
 fn hostile_commands() {
