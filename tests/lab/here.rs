@@ -23,7 +23,7 @@ pub(crate) fn play(scenario: &Scenario, runs: usize) -> Outcome {
     limit(&crowd, scenario);
     let ours = &crowd.machines[0];
     up(&crowd.machines[..1], scenario.machines.fleet, 1);
-    plain.apt_get(&["update"]).ok();
+    plain.update_plainly();
     let mut outcome = Outcome { wanted_bytes: crowd.plan_bytes(), ..Outcome::default() };
     for machine in [ours, plain] {
         crowd.start_download_on(machine).wait().ok();
@@ -56,7 +56,7 @@ pub(crate) fn nobody(scenario: &Scenario, runs: usize) -> Outcome {
     let nodes = nodes::start_beside(&crowd, scenario);
     let ours = &crowd.machines[0];
     up(&crowd.machines, scenario.machines.fleet, crowd.machines.len());
-    plain.apt_get(&["update"]).ok();
+    plain.update_plainly();
     nodes::await_joined(ours, nodes.len());
     let mut outcome = Outcome { wanted_bytes: crowd.plan_bytes(), ..Outcome::default() };
     let (mut with, mut without) = (Vec::new(), Vec::new());

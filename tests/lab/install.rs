@@ -39,7 +39,7 @@ pub(crate) fn play(scenario: &Scenario, work: &Install) -> Outcome {
     let mut outcome = Outcome { wanted_bytes: crowd.plan_bytes(), ..Outcome::default() };
     let mut seconds_alone = None;
     for machine in &alone {
-        machine.apt_get(&["update"]).ok();
+        machine.update_plainly();
         let began = Instant::now();
         crowd.start_download_on(machine).wait_within(PATIENCE).ok();
         seconds_alone = Some(began.elapsed().as_secs_f64());
@@ -83,7 +83,7 @@ fn rival(crowd: &Crowd, set: &Set, cold: Range<usize>, work: &Install, outcome: 
         Rival::AptCacherNg => ("apt-cacher-ng", Some(Proxy::start(&crowd.hosts[cold.start]))),
     };
     for machine in &set.machines {
-        machine.apt_get(&["update"]).ok();
+        machine.update_plainly();
     }
     crowd.mirror.forget_log();
     let alike = Install { event: Vec::new(), ..work.clone() };

@@ -59,11 +59,11 @@ fn debian() -> Outcome {
     for machine in [0, 2] {
         await_status(&crowd.machines[machine], "knows the other", |status| status.fleet_members == 2);
     }
-    crowd.machines[0].apt_get(&["update"]).ok();
+    crowd.machines[0].update_plainly();
     await_fleet_told(&crowd.machines[0], 2);
     crowd.mirror.forget_log();
-    let plain = plain_line(&crowd, 1, &timed(|| crowd.machines[1].apt_get(&["update"]).ok()), |_| true);
-    let ours = line_of(&crowd, 2, &timed(|| crowd.machines[2].apt_get(&["update"]).ok()), |_| true);
+    let plain = plain_line(&crowd, 1, &timed(|| crowd.machines[1].update_plainly()), |_| true);
+    let ours = line_of(&crowd, 2, &timed(|| crowd.machines[2].update_plainly()), |_| true);
     let lists = |machine: usize| {
         let mut files: Vec<_> = listed(&crowd.machines[machine].lists()).into_iter().filter(|name| name.contains("_dists_")).collect();
         files.sort();

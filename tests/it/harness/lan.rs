@@ -24,6 +24,9 @@ use tempfile::TempDir;
 /// Where the mirror is, seen from each host.
 pub(crate) const HUB: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 254);
 
+/// Where it is listened to. apt-cacher-ng 3.7.4 connects to another port than it was told where that is over 32,767.
+const HUB_PORT: u16 = 8080;
+
 /// Beyond the hub, which is a router then: an address on no link of any host.
 pub(crate) const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
@@ -138,7 +141,7 @@ impl Lan {
 
     /// A socket that hosts reach at [`HUB`]; whoever serves it stays in the test's own namespace.
     pub(crate) fn listen(&self) -> TcpListener {
-        listen_within(&self.hub(), HUB)
+        listen_within(&self.hub(), (HUB, HUB_PORT))
     }
 
     /// Puts somebody at [`STRANGER`], and counts what hosts send to him.
@@ -200,7 +203,7 @@ impl Host {
 
     /// A socket at this host's address, see [`Lan::listen`].
     pub(crate) fn listen(&self) -> TcpListener {
-        listen_within(&self.netns, self.address)
+        listen_within(&self.netns, (self.address, 0))
     }
 
     /// Runs `f` on a thread of its own whose sockets, and those of threads that it starts, are this host's.
@@ -260,8 +263,8 @@ fn within(netns: &Path, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-fn listen_within(netns: &Path, address: Ipv4Addr) -> TcpListener {
-    inside(netns, move || TcpListener::bind((address, 0)).unwrap())
+fn listen_within(netns: &Path, address: (Ipv4Addr, u16)) -> TcpListener {
+    inside(netns, move || TcpListener::bind(address).unwrap())
 }
 
 /// A network device of that name whose frames come to the test.
