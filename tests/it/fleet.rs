@@ -1,6 +1,6 @@
 //! A fleet: machines that give each other what the mirror would have to give to each of them.
 
-use crate::harness::crowd::{Crowd, Terms, await_fleet_told, await_status};
+use crate::harness::crowd::{Crowd, Terms, await_fleet_told, await_status, kill_daemon};
 use crate::harness::{Package, assert_holds, listed, report};
 use crate::lab;
 
@@ -51,17 +51,12 @@ fn a_holder_dies_in_the_middle() {
     crowd.hosts[C].shape(20);
     let download = crowd.start_download(B);
     await_status(&crowd.machines[B], "has bytes from peers", |status| status.bytes.peer > 500_000);
-    kill_daemon(&crowd, A);
+    kill_daemon(&crowd.machines[A]);
     crowd.hosts[A].plug(false);
     let finished = download.wait().ok();
     crowd.assert_all_here(B);
     assert_eq!(finished.deb_gets(), Vec::<&str>::new(), "{finished}");
     report("fleet::a_holder_dies", &format!("apt: exit 0, {:?} bytes from A, B, C", crowd.given_to(B)));
-}
-
-fn kill_daemon(crowd: &Crowd, machine: usize) {
-    let pid = i32::try_from(crowd.machines[machine].status().pid).unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
 }
 
 /// With all holders gone the mirror is what it always was.

@@ -1,12 +1,10 @@
 //! Machines that get their packages from each other, found through the DHT.
 
-use crate::harness::crowd::{Crowd, Terms, await_fleet_told, await_status};
+use crate::harness::crowd::{Crowd, Terms, await_fleet_told, await_status, kill_daemon};
 use crate::harness::{Client, Fault, Package, report};
 
-/// The third machine gets packages over 512 KiB from the two that have them while the mirror gives it nothing, and can say who
-/// gave what. A mirror that is overloaded must not keep a machine from its updates.
-#[test]
-fn large_packages_come_from_other_machines() {
+/// Two of three machines, strangers to each other, have two packages over 512 KiB and announce them.
+fn two_have_it() -> Crowd {
     let packages = vec![Package::new("large", "1.0", 3_000_000), Package::new("larger", "1.0", 5_000_000)];
     let crowd = Crowd::new(3, packages, &Terms::default());
     crowd.up(false);
@@ -17,6 +15,14 @@ fn large_packages_come_from_other_machines() {
         });
     }
     crowd.mirror.forget_log();
+    crowd
+}
+
+/// The third machine gets packages over 512 KiB from the two that have them while the mirror gives it nothing, and can say who
+/// gave what. A mirror that is overloaded must not keep a machine from its updates.
+#[test]
+fn large_packages_come_from_other_machines() {
+    let crowd = two_have_it();
     crowd.mirror.fault(".deb", Client::Poolfs, Fault::Status(503));
     // Slow enough that whoever is found second still has something to give.
     crowd.hosts[0].shape(40);
@@ -36,6 +42,38 @@ fn large_packages_come_from_other_machines() {
         assert!(why.out.contains(&format!("{}:", crowd.hosts[host].address)), "{why}");
     }
     report("swarm", &format!("the third machine got {} bytes from the others: {given:?}", crowd.plan_bytes()));
+}
+
+/// A stranger that is killed while it gives costs nothing but its share, also when the mirror gives nothing meanwhile.
+#[test]
+fn a_stranger_dies_in_the_middle() {
+    let crowd = two_have_it();
+    crowd.mirror.fault(".deb", Client::Poolfs, Fault::Status(503));
+    crowd.hosts[0].shape(20);
+    crowd.hosts[1].shape(20);
+    let download = crowd.start_download(2);
+    await_status(&crowd.machines[2], "has bytes from peers", |status| status.bytes.peer > 500_000);
+    kill_daemon(&crowd.machines[0]);
+    crowd.hosts[0].plug(false);
+    let finished = download.wait().ok();
+    crowd.assert_all_here(2);
+    assert_eq!(finished.deb_gets(), Vec::<&str>::new(), "apt asked the mirror itself: {finished}");
+    assert_eq!(crowd.convicted_by(2), Vec::<usize>::new(), "who dies has not lied");
+    report("swarm", &format!("a stranger was killed in the middle: apt: exit 0, {:?} bytes from each", crowd.given_to(2)));
+}
+
+/// With both strangers gone, whom the DHT still names, the mirror is what it always was.
+#[test]
+fn both_strangers_gone() {
+    let crowd = two_have_it();
+    for gone in [0, 1] {
+        kill_daemon(&crowd.machines[gone]);
+        crowd.hosts[gone].plug(false);
+    }
+    crowd.download(2);
+    assert_eq!(crowd.machines[2].status().bytes.peer, 0);
+    assert!(crowd.mirror_bytes(2) >= crowd.plan_bytes(), "{:#?}", crowd.mirror.log());
+    report("swarm", &format!("both strangers gone: apt: exit 0, {} bytes from the mirror", crowd.mirror_bytes(2)));
 }
 
 /// In a fleet the second and the third machine get every byte from machines that have it: the mirror gives one copy in all, of

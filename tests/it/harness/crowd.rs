@@ -346,3 +346,9 @@ pub(crate) fn await_status(machine: &Machine, what: &str, wanted: impl Fn(&super
         assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}: {status:#?}");
     }
 }
+
+/// Kills the process that serves that machine's mounts, and with it the one that speaks to others.
+pub(crate) fn kill_daemon(machine: &Machine) {
+    let pid = i32::try_from(machine.status().pid).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
