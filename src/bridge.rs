@@ -1,21 +1,23 @@
-//! Joins the mounts' border to the network, inside of the network process: a [`Source`] made of the swarm, and the swarm's
+//! Joins the mounts' border to the network, inside of the network process: what a source answers made of the swarm, and the swarm's
 //! finder made of the node.
 //!
 //! Only plain values and descriptors go through. Each want is one task on the runtime; when its receiver is dropped, the
 //! task and its connections end.
 
 use poolfs_core::Digest;
-use poolfs_fs::source::{Audience, DELIVERIES_WAITING_MAX, Delivery, Giver, Purpose, Source, SourceError, Verdict, Want};
+use poolfs_fs::source::{Audience, Delivery, Giver, Purpose, SourceError, Verdict, Want};
 use poolfs_net::dht::FoundContact;
 use poolfs_net::krpc::{FLAG_PARTIAL, Id};
 use poolfs_net::node::Dht;
-use poolfs_net::swarm::driver::{self, Finder, FoundPeer, Holds, Swarm, SwarmDelivery, SwarmError, SwarmWant};
+use poolfs_net::swarm::driver::{self, DeliveryReceiver, Finder, FoundPeer, Holds, Swarm, SwarmDelivery, SwarmError, SwarmWant};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+
+const _: () = assert!(driver::DELIVERIES_WAITING_MAX <= poolfs_fs::source::DELIVERIES_WAITING_MAX, "the mounts' side calls more garbage");
 
 /// Contacts that wait to be looked at.
 const FOUND_WAITING_MAX: usize = 16;
@@ -32,11 +34,10 @@ impl NetSource {
     pub fn new(swarm: Arc<Swarm>, runtime: Handle) -> Self {
         Self { swarm, runtime }
     }
-}
 
-impl Source for NetSource {
-    fn want(&self, want: Want, incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery> {
-        let (out, deliveries) = mpsc::channel(DELIVERIES_WAITING_MAX);
+    /// Starts to deliver, as [`Source::want`](poolfs_fs::source::Source::want) says.
+    pub fn want(&self, want: Want, incoming: Option<OwnedFd>) -> DeliveryReceiver<Delivery> {
+        let (out, deliveries) = driver::way();
         let swarm = Arc::clone(&self.swarm);
         self.runtime.spawn(async move {
             let Want { digest, size, urls, missing, purpose, audience } = want;
@@ -63,7 +64,8 @@ impl Source for NetSource {
         deliveries
     }
 
-    fn verdict(&self, digest: Digest, verdict: Verdict) {
+    /// Takes what the delivered bytes turned out to be.
+    pub fn verdict(&self, digest: Digest, verdict: Verdict) {
         self.swarm.verdict(&digest, verdict == Verdict::Right);
     }
 }
@@ -161,7 +163,7 @@ mod tests {
     use poolfs_core::piece::PIECE_BYTES;
     use poolfs_core::store::{Incoming, Store};
     use poolfs_fs::fetch::{FetchError, FetchLimits, Fetcher, Job};
-    use poolfs_fs::source::{MirrorUrl, Purpose};
+    use poolfs_fs::source::{MirrorUrl, Purpose, Source};
     use poolfs_net::mirror::{Mirror, MirrorLimits};
     use poolfs_net::peer::{ClientLimits, Partials, PeerClient};
     use poolfs_net::swarm::driver::SwarmParts;
@@ -208,6 +210,29 @@ mod tests {
         (base, requests)
     }
 
+    /// The network in this process.
+    struct Near(NetSource);
+
+    impl Source for Near {
+        fn want(&self, want: Want, incoming: Option<OwnedFd>) -> mpsc::Receiver<Delivery> {
+            let mut deliveries = self.0.want(want, incoming);
+            let (out, taken) = mpsc::channel(1);
+            self.0.runtime.spawn(async move {
+                while let Some(delivery) = deliveries.pass_on().await {
+                    if out.send(delivery).await.is_err() || out.reserve().await.is_err() {
+                        return;
+                    }
+                    deliveries.taker().took();
+                }
+            });
+            taken
+        }
+
+        fn verdict(&self, digest: Digest, verdict: Verdict) {
+            self.0.verdict(digest, verdict);
+        }
+    }
+
     fn fetcher(dir: &Path, runtime: &Handle) -> Arc<Fetcher> {
         for name in ["incoming", "archives"] {
             std::fs::create_dir_all(dir.join(name)).unwrap();
@@ -226,7 +251,7 @@ mod tests {
             fleet: None,
             convictions: None,
         };
-        let source = Arc::new(NetSource::new(Swarm::new(parts).unwrap(), runtime.clone()));
+        let source = Arc::new(Near(NetSource::new(Swarm::new(parts).unwrap(), runtime.clone())));
         Fetcher::new(incoming, source, runtime.clone(), FetchLimits::default())
     }
 

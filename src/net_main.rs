@@ -15,19 +15,18 @@ use crate::net_side::{NetSide, Seeker};
 use crate::wire::{Answer, Delivered, FromNet, Memory, NetStatus, Outlet, Question, Setup, Socket, ToNet, WireError, seal};
 use anyhow::{Context as _, Result, bail};
 use poolfs_core::Digest;
-use poolfs_fs::source::{DELIVERIES_WAITING_MAX, Source, Want};
+use poolfs_fs::source::Want;
 use poolfs_net::mirror::{Mirror, MirrorLimits};
 use poolfs_net::peer::PeerServer;
 use poolfs_net::reputation::{Reputation, Truth};
 use poolfs_net::swarm::FileShape;
-use poolfs_net::swarm::driver::Swarm;
+use poolfs_net::swarm::driver::{Swarm, Taker};
 use poolfs_net::told::Watchers;
 use shelf::WireShelf;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// Threads of the runtime: what waits for the network needs few.
@@ -100,8 +99,7 @@ async fn serve(wire: OwnedFd, setup: Setup) -> Result<()> {
 /// A want under way.
 #[derive(Debug)]
 struct Wanted {
-    /// Deliveries that may be sent.
-    ahead: Arc<Semaphore>,
+    taker: Taker,
     task: AbortHandle,
 }
 
@@ -150,7 +148,7 @@ impl Served {
             ToNet::Want { id, want } => self.want(id, *want, fds.pop()),
             ToNet::Took { id } => {
                 if let Some(wanted) = self.wanted.get(&id) {
-                    wanted.ahead.add_permits(1);
+                    wanted.taker.took();
                 }
             }
             ToNet::Leave { id } => {
@@ -189,21 +187,19 @@ impl Served {
     }
 
     fn want(&mut self, id: u64, want: Want, incoming: Option<OwnedFd>) {
-        let ahead = Arc::new(Semaphore::new(DELIVERIES_WAITING_MAX));
-        let (outlet, credit) = (self.outlet.clone(), Arc::clone(&ahead));
+        let outlet = self.outlet.clone();
         let mut deliveries = self.source.want(want, incoming);
+        let taker = deliveries.taker();
         let task = self.wants.spawn(async move {
-            while let Some(delivery) = deliveries.recv().await {
-                // Dropping what delivers ends it.
-                let Ok(permit) = credit.acquire().await else { return };
-                permit.forget();
+            // No more than the daemon lets wait: each takes up room until it says that it took it.
+            while let Some(delivery) = deliveries.pass_on().await {
                 let (what, fds) = Delivered::of(delivery);
                 if outlet.send(&FromNet::Delivery { id, what }, fds).await.is_err() {
                     return;
                 }
             }
         });
-        self.wanted.insert(id, Wanted { ahead, task });
+        self.wanted.insert(id, Wanted { taker, task });
     }
 
     fn seek(&mut self, id: u64, new: Digest, fleet_only: bool) {

@@ -11,7 +11,7 @@ mod deltas;
 mod lines;
 mod link;
 
-pub use link::{Gone, Link, Parts, ShelfBox};
+pub use link::{Gone, Link, Parts, ShelfBox, Wanting};
 
 use crate::deltas::offers::Offered;
 use crate::deltas::proving::Prover;
@@ -358,16 +358,26 @@ impl NetProcess {
     }
 
     async fn deliver(&self, want: Want, incoming: Option<OwnedFd>, out: &mpsc::Sender<Delivery>) -> Result<(), Gone> {
-        let mut wanting = self.up().await?.want(want, incoming).await?;
-        loop {
-            let delivery = wanting.next().await?;
-            let is_last = matches!(delivery, Delivery::Done | Delivery::Failed(_));
-            // Nobody may wait for it any more.
-            if out.send(delivery).await.is_err() || is_last {
-                return Ok(());
-            }
-            wanting.took().await?;
+        let wanting = self.up().await?.want(want, incoming).await?;
+        hand_on(wanting, out).await
+    }
+}
+
+/// Hands on what comes, by a channel with room for one.
+async fn hand_on(mut wanting: Wanting, out: &mpsc::Sender<Delivery>) -> Result<(), Gone> {
+    loop {
+        let delivery = wanting.next().await?;
+        let is_last = matches!(delivery, Delivery::Done | Delivery::Failed(_));
+        // Nobody may wait for it any more.
+        if out.send(delivery).await.is_err() || is_last {
+            return Ok(());
         }
+        // With room for the next one this one was taken, and the ones before it are in the file: only then may the process read
+        // them from there.
+        if out.reserve().await.is_err() {
+            return Ok(());
+        }
+        wanting.took().await?;
     }
 }
 

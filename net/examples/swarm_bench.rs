@@ -20,7 +20,7 @@ use poolfs_net::mirror::{Mirror, MirrorLimits};
 use poolfs_net::peer::{
     Audience, ClientLimits, Near, NoFacts, Partials, PeerClient, PeerServer, ServerLimits, ServerParts, Shelf, Shelved,
 };
-use poolfs_net::swarm::driver::{Announcer, Finder, FoundPeer, Holds, Swarm, SwarmDelivery, SwarmParts, SwarmWant};
+use poolfs_net::swarm::driver::{Announcer, Finder, FoundPeer, Holds, Swarm, SwarmDelivery, SwarmParts, SwarmWant, way};
 use rustix::process::{Resource, getrlimit};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -179,7 +179,7 @@ async fn download(swarm: &Swarm, dir: &Path, digest: Digest, size: u64) {
     let incoming = Some(Arc::new(File::open(&path).unwrap().into()));
     let missing = (0..size.div_ceil(PIECE)).map(|piece| u32::try_from(piece).unwrap()).collect();
     let want = SwarmWant { digest, size, urls: Vec::new(), missing, incoming, repair: false, fleet_only: false };
-    let (out, mut deliveries) = mpsc::channel(8);
+    let (out, mut deliveries) = way();
     let fetch = async {
         swarm.fetch(want, &out, |delivery| delivery).await.unwrap();
         drop(out);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use super::hand_on;
 use super::link::{Link, Parts, ShelfBox};
 use crate::deltas::offers::{DeltaOffer, OFFERS_MAX};
 use crate::wire::{self, Answer, Checked, Delivered, FromNet, Question, ToNet, WireError, seal};
@@ -14,6 +15,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
 const SIZE: u64 = PIECE_BYTES as u64 + 5;
 
@@ -167,6 +169,31 @@ async fn deliveries_ahead_are_bounded() {
         seen.push(format!("{:?}", theirs.receive::<ToNet>().await.unwrap().0));
     }
     assert!(seen[0].starts_with("Want { id: 1,") && seen[1] == "Took { id: 1 }", "{seen:?}");
+}
+
+/// A process that takes what is on its way for written reads zeros where it was to be, and calls the mirror's file wrong.
+#[tokio::test]
+async fn what_nobody_has_taken_is_not_said_to_be() {
+    let (link, mut theirs) = link();
+    let wanting = link.want(want(), None).await.unwrap();
+    for bytes in 1..=3 {
+        link.take(FromNet::Delivery { id: 1, what: Delivered::Checking { bytes } }, Vec::new(), &parts()).unwrap();
+    }
+    assert!(matches!(theirs.receive::<ToNet>().await.unwrap().0, ToNet::Want { id: 1, .. }));
+    let (out, mut deliveries) = mpsc::channel(1);
+    let handing_on = tokio::spawn(async move { hand_on(wanting, &out).await });
+    for taken in 1..=3 {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+        link.tell(&ToNet::Ping(taken)).await.unwrap();
+        let said = theirs.receive::<ToNet>().await.unwrap().0;
+        assert!(matches!(said, ToNet::Ping(count) if count == taken), "it says of {taken}: {said:?}");
+        assert!(matches!(deliveries.recv().await, Some(Delivery::Checking { bytes }) if bytes == taken));
+        assert!(matches!(theirs.receive::<ToNet>().await.unwrap().0, ToNet::Took { id: 1 }));
+    }
+    drop(deliveries);
+    handing_on.abort();
 }
 
 /// A reason is shown and logged: it must be one line, of bounded length, and about the file that was asked for.

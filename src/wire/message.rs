@@ -103,7 +103,7 @@ pub enum ToNet {
         /// What is wanted.
         want: Box<Want>,
     },
-    /// A delivery was taken: one more may be sent.
+    /// A delivery was taken by who writes it, and those before it are written: one more may be sent.
     Took {
         /// Of which want.
         id: u64,

@@ -107,7 +107,7 @@ pub(crate) fn play(scenario: &Scenario) -> Outcome {
 fn await_deltas(machine: &Machine) {
     let mut seen = (0, Instant::now());
     while seen.0 == 0 || seen.1.elapsed() < QUIET {
-        let here = figure(machine, "deltas_here");
+        let here = figure(machine, "deltas_offered");
         assert!(here > 0 || seen.1.elapsed() < LIMIT, "no delta is made");
         if here != seen.0 {
             seen = (here, Instant::now());
@@ -121,5 +121,5 @@ fn await_deltas(machine: &Machine) {
 fn figure(machine: &Machine, name: &str) -> u64 {
     let said = machine.poolfs(&["status", "--json"]).ok();
     let status: serde_json::Value = serde_json::from_str(&said.out).unwrap();
-    status[name].as_u64().unwrap_or_else(|| panic!("this poolfs makes no deltas: no {name} in its status"))
+    status[name].as_u64().unwrap_or_else(|| panic!("no {name} in the status"))
 }

@@ -21,8 +21,10 @@ mod repair;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod way;
 
 pub use book::{Giver, History, PeerRow};
+pub use way::{Closed, DELIVERIES_WAITING_MAX, DeliveryReceiver, DeliverySender, Room, Taker, way};
 
 use crate::fleet::Fleet;
 use crate::mirror::{Mirror, MirrorError};
@@ -225,7 +227,7 @@ impl Swarm {
 
     /// Brings a file in: sends what arrives, wrapped, to `out`, and returns when every missing piece was handed over and none
     /// will be replaced any more.
-    pub async fn fetch<T, F>(&self, want: SwarmWant, out: &mpsc::Sender<T>, wrap: F) -> Result<(), SwarmError>
+    pub async fn fetch<T, F>(&self, want: SwarmWant, out: &DeliverySender<T>, wrap: F) -> Result<(), SwarmError>
     where
         T: Send,
         F: Fn(SwarmDelivery) -> T + Send + Sync,

@@ -268,42 +268,41 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 self.record();
                 return end.map_err(End::NotHad);
             }
-            let room = self.due.is_empty() && self.pending.len() < PENDING_MAX && self.end.is_none();
+            let has_room = self.due.is_empty() && self.pending.len() < PENDING_MAX && self.end.is_none();
             let timeout = self.schedule.next_timeout(std_now());
             let channel = self.outlet.channel();
             // Others may have a piece as soon as it is surely here; then it is worth knowing at once.
             let flush = self.pending.is_empty() && !self.unsettled.is_empty() && (self.led.is_some() || self.list.is_some());
             tokio::select! {
                 biased;
-                permit = channel.reserve(), if !self.pending.is_empty() => {
-                    let permit = permit.map_err(|_| End::Unwanted)?;
+                room = channel.reserve(), if !self.pending.is_empty() => {
+                    let room = room.map_err(|_| End::Unwanted)?;
                     if let Some(part) = self.pending.pop_front() {
-                        self.outlet.put(permit, part.index, part.bytes, part.giver);
+                        self.outlet.put(room, part.index, part.bytes, part.giver);
                         if let Some((piece, digest)) = part.last {
                             self.unsettled.push_back((piece, digest, self.outlet.sent()));
                         }
                         self.settle();
                     }
                 }
-                permits = channel.reserve_many(channel.max_capacity()), if flush && self.incoming.is_some() => {
-                    let mut permits = permits.map_err(|_| End::Unwanted)?;
-                    if self.marked != self.outlet.sent()
-                        && let Some(permit) = permits.next()
-                    {
-                        self.outlet.mark(permit);
+                all = channel.reserve_all(), if flush && self.incoming.is_some() => {
+                    let all = all.map_err(|_| End::Unwanted)?;
+                    if self.marked == self.outlet.sent() {
+                        drop(all);
+                    } else {
+                        self.outlet.mark(all);
                         self.marked = self.outlet.sent();
                     }
-                    drop(permits);
                     self.settle();
                 }
-                Some(event) = self.tasks.join_next(), if room && !self.tasks.is_empty() => match event {
+                Some(event) = self.tasks.join_next(), if has_room && !self.tasks.is_empty() => match event {
                     Ok(event) => self.happened(event),
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => tracing::error!(digest = %self.shape.digest, "a request of a download failed: {error}"),
                 },
                 // What the fleet says next is asked for when there is a slot for it; the lease is renewed meanwhile.
-                todo = led::next(&mut self.led), if room && self.takes_orders() => self.follow(todo),
-                holder = self.hunt.next(), if room && self.hunting => match holder {
+                todo = led::next(&mut self.led), if has_room && self.takes_orders() => self.follow(todo),
+                holder = self.hunt.next(), if has_room && self.hunting => match holder {
                     Some(holder) => self.add_peer(holder),
                     None => {
                         self.hunting = false;
@@ -312,7 +311,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                         }
                     }
                 },
-                () = sleep_until(timeout.unwrap_or_else(std_now).into()), if room && timeout.is_some() => {
+                () = sleep_until(timeout.unwrap_or_else(std_now).into()), if has_room && timeout.is_some() => {
                     let first: Vec<(FlightId, Instant)> =
                         self.flights.iter().filter_map(|(id, (.., first))| Some((*id, *first.get()?))).collect();
                     first.into_iter().for_each(|(id, at)| self.schedule.first_byte(id, at));

@@ -4,11 +4,12 @@
 
 use super::hunt::Holder;
 use super::outlet::Outlet;
-use super::{Giver, REPAIR_DOUBTS_MAX, Swarm, SwarmDelivery, SwarmError, SwarmWant};
+use super::{Giver, REPAIR_DOUBTS_MAX, Swarm, SwarmError, SwarmWant};
 use crate::mirror::{MirrorFile, MirrorPiece};
 use crate::peer::PeerClient;
 use crate::swarm::FileShape;
 use std::net::SocketAddr;
+use tokio::sync::mpsc;
 
 /// Members of the fleet that are asked for one piece.
 const MEMBERS_ASKED_MAX: usize = 16;
@@ -18,10 +19,17 @@ impl Swarm {
         let mut why = String::from("no URL is known");
         if !want.urls.is_empty() {
             let file = MirrorFile { digest: want.digest, size: want.size, urls: want.urls.clone(), missing: want.missing.clone() };
-            let wrap = outlet.wrap();
-            let wrap =
-                |MirrorPiece { index, bytes, host }: MirrorPiece| wrap(SwarmDelivery::Piece { index, bytes, giver: Giver::Mirror(host) });
-            match self.parts.mirror.fetch(&file, outlet.channel(), wrap).await {
+            let (pieces_in, mut pieces) = mpsc::channel(1);
+            let fetching = async move { self.parts.mirror.fetch(&file, &pieces_in, |piece| piece).await };
+            let handing_over = async {
+                while let Some(MirrorPiece { index, bytes, host }) = pieces.recv().await {
+                    outlet.send(index, bytes, Giver::Mirror(host)).await?;
+                }
+                Ok::<(), SwarmError>(())
+            };
+            let (fetched, handed_over) = tokio::join!(fetching, handing_over);
+            handed_over?;
+            match fetched {
                 Ok(()) => return Ok(()),
                 Err(error) if want.urls.iter().any(|url| url.private) => return Err(error.into()),
                 Err(error) => why = error.to_string(),

@@ -134,7 +134,7 @@ impl Lab {
             repair: false,
             fleet_only: false,
         };
-        let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
+        let (out, mut deliveries) = way();
         let mut givers: BTreeMap<Giver, Vec<u32>> = BTreeMap::new();
         let fetching = async {
             let result = self.swarm.fetch(want, &out, |delivery| delivery).await;
@@ -444,7 +444,7 @@ async fn private_files_are_never_asked_of_others() {
         repair: false,
         fleet_only: false,
     };
-    let (out, _deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
+    let (out, _deliveries) = way();
     let result = lab.swarm.fetch(want, &out, |delivery| delivery).await;
     assert!(matches!(result, Err(SwarmError::NotNow { .. })), "{result:?}");
     assert_eq!((peers[0].pieces(), lab.finder.searches.load(Ordering::Relaxed)), (0, 0));
@@ -541,7 +541,7 @@ async fn ends_with_its_receiver() {
         repair: false,
         fleet_only: false,
     };
-    let (out, deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
+    let (out, deliveries) = way();
     let asked = async {
         while stalled.pieces() == 0 {
             tokio::task::yield_now().await;
@@ -565,7 +565,7 @@ async fn repairs() {
         let url = MirrorUrl { url: mirror.url(), proxy: None, immutable: true, private: false };
         let (digest, size) = (Digest::of(&file), file.len() as u64);
         let want = SwarmWant { digest, size, urls: vec![url], missing: vec![2], incoming: None, repair: true, fleet_only: false };
-        let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
+        let (out, mut deliveries) = way();
         lab.swarm.fetch(want, &out, |delivery| delivery).await.unwrap();
         let Some(SwarmDelivery::Piece { index: 2, bytes, giver: Giver::Peer(peer) }) = deliveries.recv().await else { panic!() };
         let mut piece = vec![0; PIECE];

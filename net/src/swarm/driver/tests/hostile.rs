@@ -172,7 +172,7 @@ async fn corrections_are_handed_over_a_few_at_a_time() {
         repair: false,
         fleet_only: false,
     };
-    let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
+    let (out, mut deliveries) = way();
     let fetching = async {
         let result = lab.swarm.fetch(want, &out, |delivery| delivery).await;
         drop(out);
@@ -234,7 +234,7 @@ async fn what_strangers_are_not_to_hear_of() {
             repair,
             fleet_only: true,
         };
-        let (out, mut deliveries) = mpsc::channel(outlet::DELIVERIES_WAITING_MAX);
+        let (out, mut deliveries) = way();
         let fetching = async {
             let result = lab.swarm.fetch(want, &out, |delivery| delivery).await;
             drop(out);
