@@ -62,12 +62,12 @@ fn version(stanza: &str) -> Option<(String, Version)> {
 pub(crate) fn play(scenario: &Scenario) -> Outcome {
     let (old, new) = pairs(scenario.packages.pairs);
     let mut crowd = crowd(scenario);
-    crowd.replace_packages(&old);
+    crowd.publish_packages(&old);
     up(&crowd.machines, scenario.machines.fleet, crowd.machines.len());
     for machine in 0..crowd.machines.len() {
         crowd.download(machine);
     }
-    crowd.replace_packages(&new);
+    crowd.publish_packages(&new);
     crowd.machines.iter().for_each(|machine| drop(machine.update()));
     limit(&crowd, scenario);
     crowd.start_download(0).wait().ok();

@@ -223,11 +223,9 @@ impl Crowd {
         self.lan.shape_hub(mbit);
     }
 
-    /// Publishes these packages in place of all others, and has everybody install them from now on.
-    pub(crate) fn replace_packages(&mut self, debs: &[PathBuf]) {
-        let old = std::mem::take(&mut self.packages);
+    /// Publishes these packages beside the others, as a security suite does, and has everybody install them from now on.
+    pub(crate) fn publish_packages(&mut self, debs: &[PathBuf]) {
         let repo = self.repo();
-        old.iter().for_each(|published| repo.withdraw(&published.package.name));
         let new: Vec<Published> = debs.iter().map(|deb| repo.add_file(deb)).collect();
         repo.publish();
         self.names = new.iter().map(|published| published.package.name.clone()).collect();
