@@ -24,6 +24,7 @@ use poolfs_net::netdb::NetDb;
 use poolfs_net::node::{Dht, NodeOptions, expand_listen};
 use poolfs_net::peer::{ClientLimits, Near, Partials, PeerClient, PeerServer, ServerLimits, ServerParts, Shelf};
 use poolfs_net::reputation::{Conviction, KeptProofs, NodeFacts, Reputation, ReputationParts, Truth};
+use poolfs_net::swarm::FileShape;
 use poolfs_net::swarm::driver::{Swarm, SwarmParts};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -217,10 +218,15 @@ impl NetSide {
 
     /// Offers these deltas and no others: with the keys that are announced, and to who asks about a file.
     pub async fn offer(&mut self, offered: Vec<Offered>) {
-        let before = self.board.by_key();
+        let (before, marks) = (self.board.by_key(), self.board.marks());
         self.board.set(offered);
         if self.board.by_key() != before {
             self.tell().await;
+        }
+        if let Some(fleet) = &self.fleet {
+            let now = self.board.marks();
+            fleet.gone(marks.difference(&now).copied().collect()).await;
+            fleet.arrived(now.difference(&marks).map(|mark| FileShape::of(*mark, 1)).collect()).await;
         }
     }
 

@@ -17,6 +17,7 @@ pub mod wire;
 
 pub use shell::{Fleet, FleetDo, FleetDownload, FleetOptions};
 
+use poolfs_core::Digest;
 use std::net::SocketAddr;
 
 /// Where a piece is to come from.
@@ -26,4 +27,10 @@ pub enum Origin {
     Mirror,
     /// The member that serves here.
     Member(SocketAddr),
+}
+
+/// The digest under which members tell each other, as if it were that of a file, that they have deltas to `new`: SHA-256 of a
+/// prefix and the 32 bytes of `new`. Whoever asks about all holders of the file would mostly ask those that have none.
+pub fn mark_of_deltas(new: &Digest) -> Digest {
+    Digest::of(&[b"poolfs-1 deltas\0".as_slice(), &new.0].concat())
 }

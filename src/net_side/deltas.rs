@@ -4,14 +4,14 @@ use crate::deltas::offers::{Content, DeltaOffer, FalseClaim, ITEM_DELTA_BYTES_MA
 use parking_lot::RwLock;
 use poolfs_core::Digest;
 use poolfs_net::dht::FoundContact;
-use poolfs_net::fleet::Fleet;
+use poolfs_net::fleet::{Fleet, mark_of_deltas};
 use poolfs_net::krpc::{Delta, Id, PV_DELTAS_MAX, Pv, item_target};
 use poolfs_net::node::{Dht, Finding};
 use poolfs_net::peer::{About, DeltaClaim, Facts, PeerClient};
 use poolfs_net::reputation::NodeFacts;
 use poolfs_net::swarm::FileShape;
 use poolfs_net::swarm::driver::Swarm;
-use poolfs_net::swarm::fleet::{GroupKey, RANKS};
+use poolfs_net::swarm::fleet::GroupKey;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,9 +31,6 @@ const OFFERS_WAITING_MAX: usize = 16;
 
 /// Peers asked what they say of one file.
 const ASKED_MAX: usize = 12;
-
-/// Members of a fleet asked beside its coordinators: who rebuilt the file offers the delta too.
-const OTHERS_ASKED: usize = 3;
 
 /// What this machine offers, as the peer server and the announces ask for it.
 #[derive(Debug, Default)]
@@ -55,6 +52,11 @@ impl Board {
         let offered = Arc::clone(&self.offered.read());
         let all = offered.keys().map(|new| (new.file_key(), self.to(new, true)));
         all.filter(|(_, deltas)| !deltas.is_empty()).collect()
+    }
+
+    /// Under what the members of the fleet are told that there are deltas here, see [`mark_of_deltas`].
+    pub(super) fn marks(&self) -> HashSet<Digest> {
+        self.offered.read().keys().map(mark_of_deltas).collect()
     }
 
     /// How many are offered.
@@ -176,32 +178,13 @@ impl Seeker {
         auth.map_or_else(|| self.client.clone(), |auth| self.client.for_fleet(auth))
     }
 
-    /// The members that may have made a delta to the file.
-    fn makers(&self, new: Digest) -> Vec<SocketAddr> {
-        let Some(fleet) = self.fleet.as_ref().filter(|fleet| fleet.members() > 0) else { return Vec::new() };
-        let view = fleet.view();
-        let ranked = view.ranked(&GroupKey { digest: new, group: 0 });
-        let first = ranked.iter().take(RANKS).filter_map(|id| Some(view.member(*id)?.contact));
-        let mut makers: Vec<SocketAddr> = first.collect();
-        // Some more, others for each file: its digest says which.
-        let all: Vec<SocketAddr> = view.contacts().map(|(_, contact)| contact).collect();
-        let start = usize::from(new.0[0]) << 8 | usize::from(new.0[1]);
-        let others = (0..all.len()).map(|at| all[(start + at) % all.len()]);
-        let others: Vec<SocketAddr> = others.filter(|contact| !makers.contains(contact)).take(OTHERS_ASKED).collect();
-        makers.extend(others);
-        makers
-    }
-
     /// Starts to look for deltas to a file; the channel closes when nobody else is to be asked. Dropping it ends the search. Needs a
     /// runtime around it.
     pub fn offers(&self, new: Digest, fleet_only: bool) -> mpsc::Receiver<DeltaOffer> {
         let (out, offers) = mpsc::channel(OFFERS_WAITING_MAX);
-        let mut search = Search { new, swarm: Arc::clone(&self.swarm), asking: JoinSet::new(), asked: HashSet::new(), out };
-        let fleet_client = self.fleet_client();
-        self.makers(new).into_iter().for_each(|maker| search.ask(maker, &fleet_client));
+        let search = Search { new, swarm: Arc::clone(&self.swarm), asking: JoinSet::new(), asked: HashSet::new(), out };
         let contacts = self.node.as_ref().filter(|_| !fleet_only).map(|node| node.stream_peers(Id(new.file_key())));
-        let own = self.own_key();
-        tokio::spawn(search.run(contacts, self.client.clone(), own));
+        tokio::spawn(search.run(self.clone(), contacts));
         offers
     }
 
@@ -302,8 +285,13 @@ impl Search {
         true
     }
 
-    async fn run(mut self, mut contacts: Option<mpsc::Receiver<FoundContact>>, client: PeerClient, own: Option<[u8; 32]>) {
-        while contacts.is_some() || !self.asking.is_empty() {
+    async fn run(mut self, seeker: Seeker, mut contacts: Option<mpsc::Receiver<FoundContact>>) {
+        let (own, fleet_client) = (seeker.own_key(), seeker.fleet_client());
+        let mut members = match seeker.fleet.as_ref().filter(|fleet| fleet.members() > 0) {
+            Some(fleet) => Some(fleet.who(mark_of_deltas(&self.new)).await),
+            None => None,
+        };
+        while members.is_some() || contacts.is_some() || !self.asking.is_empty() {
             tokio::select! {
                 () = self.out.closed() => return,
                 Some(done) = self.asking.join_next() => {
@@ -313,6 +301,10 @@ impl Search {
                         return;
                     }
                 }
+                member = next(&mut members), if members.is_some() => match member {
+                    None => members = None,
+                    Some(member) => self.ask(member, &fleet_client),
+                },
                 found = next(&mut contacts), if contacts.is_some() => match found {
                     None => contacts = None,
                     Some(contact) => {
@@ -327,7 +319,7 @@ impl Search {
                         }
                         // Of a contact that came through an ordinary node nothing is known.
                         if pv.is_none_or(|pv| !pv.deltas.is_empty()) {
-                            self.ask(contact.addr, &client);
+                            self.ask(contact.addr, &seeker.client);
                         }
                     }
                 },
@@ -336,9 +328,9 @@ impl Search {
     }
 }
 
-async fn next(contacts: &mut Option<mpsc::Receiver<FoundContact>>) -> Option<FoundContact> {
-    match contacts {
-        Some(contacts) => contacts.recv().await,
+async fn next<T>(found: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match found {
+        Some(found) => found.recv().await,
         None => None,
     }
 }
@@ -387,6 +379,9 @@ mod tests {
         assert_eq!(board.to(&Digest([1; 32]), true)[0].target, Some(target));
         assert_eq!(board.by_key().into_keys().collect::<Vec<_>>(), [Digest([1; 32]).file_key()]);
         assert!(board.to(&Digest([9; 32]), true).is_empty());
+        // SHA-256 of `poolfs-1 deltas`, a zero byte and 32 ones: members of other versions ask for the same.
+        let mark = "9bcb5a56483a5496b4d65474c5d0146f2a557e2cc3feb890bbae5527b6ca6f0c".parse().unwrap();
+        assert_eq!(board.marks(), HashSet::from([mark]));
     }
 
     /// An upgrade that nobody has a delta for would else wait for one as long as it may.

@@ -17,8 +17,8 @@ use crate::dht::rtt::{Bucket, Rtt, Schedule, UNREACHABLE_AFTER};
 use crate::krpc::Transaction;
 use crate::swarm::FileShape;
 use crate::swarm::fleet::{
-    Answer as Coordinated, AskDo, Asker, Coordinator, GroupKey, HELD_MAX, Local, Member, MemberId, Origin as AskOrigin, Reply, View, Want,
-    group_bits,
+    Answer as Coordinated, AskDo, Asker, Coordinator, GroupKey, HELD_MAX, Local, Member, MemberId, Origin as AskOrigin, RANKS, Reply, View,
+    Want, group_bits,
 };
 use poolfs_core::Digest;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -89,6 +89,13 @@ pub enum CoreDo {
     },
     /// Every piece of the file is here.
     Done(Digest),
+    /// What came of one of the coordinators that [`Core::who`] asks, members all of them.
+    Holders {
+        /// What was asked for.
+        digest: Digest,
+        /// Whom it named, or nobody.
+        holders: Vec<SocketAddr>,
+    },
 }
 
 /// What came in and was not taken.
@@ -306,6 +313,28 @@ impl Core {
     /// Notes files that are here no more.
     pub fn gone(&mut self, digests: &[Digest]) {
         self.teller.gone(digests);
+    }
+
+    /// Asks the coordinators of a digest who has told them of it, at most [`RANKS`], and says how many: so often
+    /// [`CoreDo::Holders`] comes of it.
+    pub fn who(&mut self, digest: Digest, now: Instant) -> usize {
+        let ranked = self.view.ranked(&GroupKey { digest, group: 0 });
+        let mut asked = 0;
+        for id in ranked.iter().take(RANKS) {
+            let Some(contact) = self.view.member(*id).map(|member| member.contact) else { continue };
+            if *id == self.me {
+                let holders = self.coordinator.holders(&self.view, self.me, &digest, now);
+                self.todo.push_back(CoreDo::Holders { digest, holders });
+            } else if self.calls.len() < CALLS_MAX {
+                self.call(contact, Some(*id), Ask::Who(digest), now);
+            } else {
+                self.counters.unsent += 1;
+                continue;
+            }
+            asked += 1;
+        }
+        self.settle(now);
+        asked
     }
 
     /// Says farewell to the members, so that nobody waits for this machine as a coordinator. From here on it is deaf: an answer would
@@ -539,6 +568,9 @@ impl Core {
             2 => self.timers.push(Reverse((first + UNREACHABLE_AFTER, transaction))),
             _ => {
                 let Some(call) = self.end_call(transaction) else { return };
+                if let Ask::Who(digest) = call.ask {
+                    self.todo.push_back(CoreDo::Holders { digest, holders: Vec::new() });
+                }
                 self.members.unreachable(call.member, call.to, now);
                 if let Some(member) = call.member {
                     self.asker.member_failed(member, now);
@@ -627,6 +659,15 @@ impl Core {
                     self.answer(from, transaction, nonce, &Answer::Had, now);
                 }
             }
+            Ask::Who(digest) => {
+                if self.speaker(id, from, now).is_some() {
+                    let mut holders = self.coordinator.holders(&self.view, id, &digest, now);
+                    if self.teller.tells_of(&digest) {
+                        holders.insert(0, ANSWERER);
+                    }
+                    self.answer(from, transaction, nonce, &Answer::Who(holders), now);
+                }
+            }
             Ask::List { after } => {
                 if self.speaker(id, from, now).is_some() {
                     let (members, end) = self.members.list(&after);
@@ -693,8 +734,15 @@ impl Core {
                 tracing::trace!(key = ?want.key, ?reply, %from, "answered");
                 self.asker.reply(&self.view, id, want.key, &reply, now);
             }
+            (Answer::Who(mut holders), Ask::Who(digest)) => {
+                let answerer = self.view.member(id).map(|member| member.contact);
+                holders.iter_mut().filter(|holder| **holder == ANSWERER).for_each(|holder| *holder = answerer.unwrap_or(ANSWERER));
+                // Nobody is connected to because somebody names it.
+                holders.retain(|holder| self.view.at(holder).is_some_and(|member| member.id != self.me));
+                self.todo.push_back(CoreDo::Holders { digest, holders });
+            }
             (Answer::List { members, end }, _) => self.members.listed(id, &members, end, now),
-            (Answer::Had | Answer::Reply(_), _) => {}
+            (Answer::Had | Answer::Reply(_) | Answer::Who(_), _) => {}
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::node::{Dht, Finding, Tapped};
 use crate::peer::{Auth, prefixes_of_machine};
 use crate::swarm::FileShape;
 use crate::swarm::bits::Bits;
-use crate::swarm::fleet::{GROUP_PIECES, GROUPS_AT_ONCE, MemberId, View};
+use crate::swarm::fleet::{FROM_MAX, GROUP_PIECES, GROUPS_AT_ONCE, MemberId, RANKS, View};
 use poolfs_core::Digest;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
@@ -35,6 +35,9 @@ const CONTACTS_MAX: usize = 64;
 
 /// What waits for the owner of one download: more than all groups at once can have under way, each piece twice.
 const DOWNLOAD_MAX: usize = 2 * GROUPS_AT_ONCE * GROUP_PIECES as usize + 1;
+
+/// Members named to one question who has something.
+const NAMED_MAX: usize = RANKS * FROM_MAX;
 
 /// The DHT is asked for members first after this, for a node that starts knows nobody; twice as late each time up to
 /// [`TOPIC_UNTIL_JOINED`], and rarely once a member has answered.
@@ -108,6 +111,10 @@ enum Command {
     },
     Arrived(Vec<FileShape>),
     Gone(Vec<Digest>),
+    Who {
+        digest: Digest,
+        out: mpsc::Sender<SocketAddr>,
+    },
     Hint(SocketAddr),
     /// A download was given up or needs nothing more.
     Dropped,
@@ -241,6 +248,15 @@ impl Fleet {
         drop(self.commands.send(Command::Gone(digests)).await);
     }
 
+    /// Members that have told of this (`pf_who`), as its coordinators name them; the channel closes when all of them have answered or
+    /// do not.
+    pub async fn who(&self, digest: Digest) -> mpsc::Receiver<SocketAddr> {
+        let (out, named) = mpsc::channel(NAMED_MAX);
+        // An error means that the task ended: nobody is named.
+        drop(self.commands.send(Command::Who { digest, out }).await);
+        named
+    }
+
     /// Says farewell to the members, and is none any more. When it returns the datagrams are the node's to send.
     pub async fn leave(&self) {
         let (left, done) = oneshot::channel();
@@ -256,6 +272,27 @@ impl Fleet {
     }
 }
 
+/// A question who has something, and whom it has brought so far. Who asks the same meanwhile waits for the same answers.
+struct Asked {
+    answers_left: usize,
+    named: Vec<SocketAddr>,
+    out: Vec<mpsc::Sender<SocketAddr>>,
+}
+
+impl Asked {
+    fn name(&mut self, holder: SocketAddr) {
+        if self.named.len() < NAMED_MAX && !self.named.contains(&holder) {
+            self.named.push(holder);
+            self.out.iter().for_each(|out| tell(out, holder));
+        }
+    }
+}
+
+fn tell(out: &mpsc::Sender<SocketAddr>, holder: SocketAddr) {
+    // There is as much room as there are names; an error means that nobody waits any more.
+    let _ = out.try_send(holder);
+}
+
 struct Task {
     dht: Dht,
     options: FleetOptions,
@@ -267,6 +304,7 @@ struct Task {
     standing: watch::Sender<Standing>,
     contacts_in: mpsc::Sender<SocketAddr>,
     downloads: HashMap<Digest, mpsc::Sender<FleetDo>>,
+    asked: HashMap<Digest, Asked>,
     background: JoinSet<()>,
     saving: JoinSet<()>,
     topic_at: Instant,
@@ -312,6 +350,7 @@ impl Task {
             standing: watch::Sender::new(Standing::default()),
             contacts_in,
             downloads: HashMap::new(),
+            asked: HashMap::new(),
             background: JoinSet::new(),
             saving: JoinSet::new(),
             topic_at: now + TOPIC_FIRST,
@@ -407,6 +446,14 @@ impl Task {
                     self.hand_over(digest, FleetDo::Done);
                     self.downloads.remove(&digest);
                 }
+                CoreDo::Holders { digest, holders } => {
+                    let Some(asked) = self.asked.get_mut(&digest) else { continue };
+                    holders.into_iter().for_each(|holder| asked.name(holder));
+                    asked.answers_left = asked.answers_left.saturating_sub(1);
+                    if asked.answers_left == 0 {
+                        self.asked.remove(&digest);
+                    }
+                }
             }
         }
         self.forget_dropped();
@@ -455,6 +502,18 @@ impl Task {
             }
             Command::Arrived(files) => self.core.arrived(&files, now),
             Command::Gone(digests) => self.core.gone(&digests),
+            Command::Who { digest, out } => match self.asked.get_mut(&digest) {
+                Some(asked) => {
+                    asked.named.iter().for_each(|holder| tell(&out, *holder));
+                    asked.out.push(out);
+                }
+                None => {
+                    let answers_left = self.core.who(digest, now);
+                    if answers_left > 0 {
+                        self.asked.insert(digest, Asked { answers_left, named: Vec::new(), out: vec![out] });
+                    }
+                }
+            },
             Command::Hint(at) => self.core.hint(at, now),
             Command::Dropped => self.forget_dropped(),
             // The loop does that.
@@ -503,6 +562,7 @@ impl Task {
     fn take_new_identity(&mut self) {
         self.core = new_core(&self.dht, &self.options);
         self.downloads.clear();
+        self.asked.clear();
         for (_, at) in self.published.borrow().view.contacts() {
             self.core.hint(at, Instant::now());
         }

@@ -62,6 +62,11 @@ impl Teller {
         self.files.get(&shape.digest).is_some_and(|file| file.size == shape.size)
     }
 
+    /// Whether the fleet is told of it.
+    pub(super) fn tells_of(&self, digest: &Digest) -> bool {
+        self.files.contains_key(digest)
+    }
+
     pub(super) fn arrived(&mut self, files: &[FileShape]) {
         for shape in files {
             if self.files.len() >= FILES_MAX || self.files.contains_key(&shape.digest) {

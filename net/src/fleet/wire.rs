@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `pf_want` | [`Want`]: `f` digest, `g` group, `h` pieces had, `n` size, `b`/`c` bad contacts, `d`/`e` silent coordinators, `j` newcomer, `k` room at the mirror where it is less than [`ROOM_MAX`], `m` mirror bad, `p` its pace | [`Reply`]: `t` take, `f`/`g` from, `w` wait, `s` see, `x` free |
 //! | `pf_have` | `d`: up to [`HAVE_DIGESTS_MAX`] digests | nothing |
+//! | `pf_who` | `f`: a digest | `f`/`g`: up to [`FROM_MAX`] members that told of it by `pf_have` |
 //! | `pf_ping` | `s` the sender, `c` changes | the same, `d` digest and `n` number of the members |
 //! | `pf_list` | `a`: members after this id | `m` members, `e` no more follow |
 //!
@@ -102,6 +103,8 @@ pub enum Ask {
     Want(Want),
     /// I have these files.
     Have(Vec<Digest>),
+    /// Who has told you that it has this?
+    Who(Digest),
     /// Who is in the fleet, of those after this id?
     List {
         /// The last one known.
@@ -125,6 +128,8 @@ pub enum Answer {
     Reply(Reply),
     /// To a `pf_have`.
     Had,
+    /// To a `pf_who`: at most [`FROM_MAX`]; a contact of zeros is the answerer.
+    Who(Vec<SocketAddr>),
     /// To a `pf_list`.
     List {
         /// In the order of their ids.
@@ -143,6 +148,8 @@ pub enum Kind {
     Want,
     /// `pf_have`.
     Have,
+    /// `pf_who`.
+    Who,
     /// `pf_list`.
     List,
 }
@@ -153,6 +160,7 @@ impl Kind {
             Self::Ping => b"pf_ping",
             Self::Want => b"pf_want",
             Self::Have => b"pf_have",
+            Self::Who => b"pf_who",
             Self::List => b"pf_list",
         }
     }
@@ -165,6 +173,7 @@ impl Ask {
             Self::Ping(_) => Kind::Ping,
             Self::Want(_) => Kind::Want,
             Self::Have(_) => Kind::Have,
+            Self::Who(_) => Kind::Who,
             Self::List { .. } => Kind::List,
         }
     }
@@ -224,6 +233,7 @@ impl<'a> Envelope<'a> {
             b"pf_ping" => Ask::Ping(ping(args)?),
             b"pf_want" => Ask::Want(want(args)?),
             b"pf_have" => Ask::Have(digests(string(args, "d")?)?),
+            b"pf_who" => Ask::Who(Digest(string(args, "f")?.try_into().ok()?)),
             b"pf_list" => Ask::List { after: id(args, "a")? },
             _ => return None,
         };
@@ -243,6 +253,7 @@ impl<'a> Envelope<'a> {
             },
             Kind::Want => Answer::Reply(reply(r)?),
             Kind::Have => Answer::Had,
+            Kind::Who => Answer::Who(named(r, 0)?.into_iter().map(|(contact, _)| contact).collect()),
             Kind::List => {
                 Answer::List { members: changes(string(r, "m")?, usize::MAX)?, end: r.get("e".as_bytes()).and_then(int) == Some(1) }
             }
@@ -284,6 +295,10 @@ pub fn query(key: &FleetKey, me: MemberId, transaction: [u8; 4], nonce: Nonce, n
         }
         Ask::Have(digests) => {
             out.bytes("d", &digests.iter().take(HAVE_DIGESTS_MAX).flat_map(|digest| digest.0).collect::<Vec<u8>>());
+            out.bytes("id", &me.0);
+        }
+        Ask::Who(digest) => {
+            out.bytes("f", &digest.0);
             out.bytes("id", &me.0);
         }
         Ask::List { after } => {
@@ -342,6 +357,12 @@ pub fn answer(key: &FleetKey, me: MemberId, transaction: &Transaction, nonce: No
             out.flag("x", reply.free);
         }
         Answer::Had => out.bytes("id", &me.0),
+        Answer::Who(holders) => {
+            let (v4, v6): (Vec<SocketAddr>, Vec<SocketAddr>) = holders.iter().take(FROM_MAX).partition(|holder| holder.is_ipv4());
+            out.contacts("f", &v4);
+            out.contacts("g", &v6);
+            out.bytes("id", &me.0);
+        }
         Answer::List { members, end } => {
             out.flag("e", *end);
             out.bytes("id", &me.0);
@@ -494,13 +515,15 @@ fn want(args: &Entries) -> Option<Want> {
     })
 }
 
+/// The members that an answer names, each with `more` bytes.
+fn named(r: &Entries, more: usize) -> Option<Vec<(SocketAddr, Vec<u8>)>> {
+    let mut all = contacts(r, "f", 6, more, FROM_MAX)?;
+    all.extend(contacts(r, "g", 18, more, FROM_MAX)?);
+    (all.len() <= FROM_MAX).then_some(all)
+}
+
 fn reply(r: &Entries) -> Option<Reply> {
-    let mut from = contacts(r, "f", 6, 2, FROM_MAX)?;
-    from.extend(contacts(r, "g", 18, 2, FROM_MAX)?);
-    if from.len() > FROM_MAX {
-        return None;
-    }
-    let from = from.into_iter().map(|(contact, bits)| Some((contact, piece_bits(&bits)?))).collect::<Option<Vec<_>>>()?;
+    let from = named(r, 2)?.into_iter().map(|(contact, bits)| Some((contact, piece_bits(&bits)?))).collect::<Option<Vec<_>>>()?;
     let take = match string(r, "t") {
         None => None,
         Some(bytes) => {

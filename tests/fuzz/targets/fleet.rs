@@ -68,6 +68,7 @@ const TOKENS: &[&str] = &[
     "1:q7:pf_ping",
     "1:q7:pf_want",
     "1:q7:pf_have",
+    "1:q6:pf_who",
     "1:q7:pf_list",
     "1:y1:q",
     "1:y1:r",
@@ -119,10 +120,11 @@ fn wire(input: &[u8]) -> u64 {
             Ask::Want(want) => (2, some(want.bad.len()), want.mirror_bad, want.mirror_pace.is_some()),
             Ask::Have(digests) => (3, some(digests.len()), false, false),
             Ask::List { .. } => (4, 0, false, false),
+            Ask::Who(_) => (5, 0, false, false),
         });
     }
     let mut seen = 0;
-    for kind in [Kind::Ping, Kind::Want, Kind::Have, Kind::List] {
+    for kind in [Kind::Ping, Kind::Want, Kind::Have, Kind::List, Kind::Who] {
         let Some((who, said, ip)) = envelope.answer(kind) else { continue };
         let again = answer(&key(), who, &Transaction::own(*b"aaaa"), Nonce([1; 8]), contact(1), &said);
         let read = Envelope::read(&again).expect("what is written can be read");
@@ -135,6 +137,7 @@ fn wire(input: &[u8]) -> u64 {
                 Answer::Reply(reply) => (2, some(reply.from.len()) + 8 * u32::from(reply.take.is_some()), reply.see.is_some()),
                 Answer::Had => (3, 0, false),
                 Answer::List { members, end } => (4, some(members.len()), end),
+                Answer::Who(holders) => (5, some(holders.len()), false),
             },
         ));
     }
@@ -159,6 +162,7 @@ impl Subject for Members {
             seen = behaviour((seen, fed.datagram(datagram)));
             if turn % 8 == 3 {
                 fed.core.want(file, |_| false, fed.now);
+                fed.core.who(file.digest, fed.now);
             }
         }
         seen
@@ -228,6 +232,7 @@ impl Fed {
                 }
                 CoreDo::Fetch { piece, from, .. } => behaviour((4, piece % 16 == 0, format!("{from:?}").len())),
                 CoreDo::Done(_) => 5,
+                CoreDo::Holders { holders, .. } => behaviour((6, some(holders.len()))),
             };
         }
         behaviour((seen, some(self.core.members().len())))
@@ -285,11 +290,18 @@ fn datagrams() -> Vec<Vec<u8>> {
         see: Some(contact(3)),
         free: true,
     };
-    let asks = [Ask::Ping(ping.clone()), Ask::Want(want), Ask::Have(vec![Digest([5; 32]); 2]), Ask::List { after: id(1) }];
+    let asks = [
+        Ask::Ping(ping.clone()),
+        Ask::Want(want),
+        Ask::Have(vec![Digest([5; 32]); 2]),
+        Ask::Who(Digest([5; 32])),
+        Ask::List { after: id(1) },
+    ];
     let answers = [
         Answer::Pong { ping, digest: 7, count: 3 },
         Answer::Reply(reply),
         Answer::Had,
+        Answer::Who(vec![contact(2), contact(3)]),
         Answer::List { members: vec![change(2), change(3), change(4)], end: true },
     ];
     let queries = asks.iter().map(|ask| query(&key(), id(1), *b"aaaa", Nonce([1; 8]), UNIX_S, ask));

@@ -39,6 +39,8 @@ struct Machine {
     has: HashSet<(Digest, u32)>,
     done: Option<Duration>,
     wants: usize,
+    /// What came of each coordinator that was asked for holders.
+    named: Vec<Vec<SocketAddr>>,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +83,7 @@ impl Net {
             let key = near.is_none().then(key);
             let seed = [u8::try_from(at).unwrap(); 32];
             let core = Core::new(me(at, near.clone()), key, seed, start, UNIX_START_S);
-            Machine { core, alive: true, has: HashSet::new(), done: None, wants: 0 }
+            Machine { core, alive: true, has: HashSet::new(), done: None, wants: 0, named: Vec::new() }
         };
         Self {
             start,
@@ -255,6 +257,7 @@ impl Net {
                     };
                     self.later(takes, What::Fetched { by: at, digest: digest.0, piece, from });
                 }
+                CoreDo::Holders { holders, .. } => self.machines[at].named.push(holders),
                 CoreDo::Done(_) => {
                     self.machines[at].wants -= 1;
                     self.machines[at].done = Some(self.now - self.start);
@@ -268,7 +271,7 @@ impl Net {
         let envelope = Envelope::read(bytes).unwrap();
         let transaction = envelope.transaction.as_slice().to_vec();
         if envelope.is_query {
-            if matches!(envelope.query(), Some((_, Ask::Want(_)))) {
+            if matches!(envelope.query(), Some((_, Ask::Want(_) | Ask::Who(_)))) {
                 let asked = self.asked.entry((from, to, transaction)).or_insert((bytes.len(), Cell::new(0)));
                 asked.0 = bytes.len();
                 asked.1.set(asked.1.get() + 1);
@@ -341,6 +344,36 @@ fn who_has_a_file_is_known() {
     net.want_at(5, other);
     net.run_until(Duration::from_secs(10), Net::is_done);
     assert_eq!(net.mirror.len(), 0, "coordinator {coordinator}");
+}
+
+/// One of many has something that is not asked for piece by piece: everybody finds out who, also when a coordinator is dead, and
+/// learns of nobody that has not said so.
+#[test]
+fn who_told_of_it_is_named() {
+    let mut net = Net::joined(20);
+    let mark = file(7, 1);
+    let asks = |net: &mut Net, at: usize| {
+        let now = net.now;
+        let asked = net.machines[at].core.who(mark.digest, now);
+        net.drain(at);
+        net.run_until(Duration::from_secs(60), |net| net.machines[at].named.len() == asked);
+        assert_eq!(net.machines[at].named.len(), asked, "each question has one end");
+        let named: HashSet<SocketAddr> = std::mem::take(&mut net.machines[at].named).into_iter().flatten().collect();
+        named
+    };
+    assert_eq!(asks(&mut net, 3), HashSet::new());
+    let now = net.now;
+    net.machines[2].core.arrived(&[mark], now);
+    net.drain(2);
+    net.run(Duration::from_secs(1));
+    for at in (0..20).filter(|at| *at != 2) {
+        assert_eq!(asks(&mut net, at), HashSet::from([contact(2)]), "asked by {at}");
+    }
+    assert_eq!(asks(&mut net, 2), HashSet::new(), "nobody is told of itself");
+    let coordinator = net.coordinator_of(&mark);
+    net.kill(coordinator);
+    let other = (0..20).find(|at| ![2, coordinator].contains(at)).unwrap();
+    assert_eq!(asks(&mut net, other), HashSet::from([contact(2)]));
 }
 
 /// An answer to an earlier want that comes after a later one was sent is not the answer to that: the asker would take it for all

@@ -73,7 +73,7 @@ fn golden_bytes() {
         assert_eq!(Gate::new(key()).check(envelope.tag, NOW, &[&envelope.tagged]), Ok(Nonce([1; 8])));
         assert!(is_fleet(&bytes));
     };
-    let tail = |verb: &str| format!("2:ha32:#1:q7:{verb}1:t4:aaaa1:v4:PF\\x00\\x011:y1:qe");
+    let tail = |verb: &str| format!("2:ha32:#1:q{}:{verb}1:t4:aaaa1:v4:PF\\x00\\x011:y1:qe", verb.len());
     let bad = vec!["10.0.0.9:9977".parse().unwrap()];
     let mut want = want_of(bad);
     want.mirror_bad = true;
@@ -88,6 +88,7 @@ fn golden_bytes() {
         ),
     );
     ask(Ask::Have(vec![Digest([5; 32])]), &format!("d1:ad1:d32:{fives}2:id20:abcdefghij0123456789e{}", tail("pf_have")));
+    ask(Ask::Who(Digest([5; 32])), &format!("d1:ad1:f32:{fives}2:id20:abcdefghij0123456789e{}", tail("pf_who")));
     ask(
         Ask::List { after: MemberId([b'x'; 20]) },
         &format!("d1:ad1:a20:xxxxxxxxxxxxxxxxxxxx2:id20:abcdefghij0123456789e{}", tail("pf_list")),
@@ -123,6 +124,12 @@ fn golden_bytes() {
     reply(Answer::Reply(Reply::default()), Kind::Want, "1:rd2:id20:abcdefghij0123456789e");
     reply(Answer::Had, Kind::Have, "1:rd2:id20:abcdefghij0123456789e");
     reply(
+        Answer::Who(vec!["10.0.0.9:9977".parse().unwrap(), ANSWERER]),
+        Kind::Who,
+        "1:rd1:f12:\\n\\x00\\x00\\t&\\xf9\\x00\\x00\\x00\\x00\\x00\\x002:id20:abcdefghij0123456789e",
+    );
+    reply(Answer::Who(Vec::new()), Kind::Who, "1:rd2:id20:abcdefghij0123456789e");
+    reply(
         Answer::Pong { ping: Ping { sender: sender.clone(), changes: Vec::new() }, digest: 0x6162_6364_6566_6768, count: 3 },
         Kind::Ping,
         &format!("2:ip6:\\n\\x00\\x00\\x01&\\xf91:rd1:d8:abcdefgh2:id20:abcdefghij01234567891:ni3e1:s58:\\x00abcdefghij0123456789{rack}e"),
@@ -150,6 +157,8 @@ fn sizes() {
     };
     let most = answered(&Answer::Reply(most)).len();
     assert!(most <= plain + 64, "{most} bytes for {plain}");
+    let (who, named) = (asked(&Ask::Who(Digest([1; 32]))).len(), answered(&Answer::Who((0..4).map(v6).collect())).len());
+    assert!(named <= who + 64, "{named} bytes for {who}");
     let have = |digests| asked(&Ask::Have(vec![Digest([1; 32]); digests])).len();
     assert_eq!((have(1), have(HAVE_DIGESTS_MAX)), (147, 1_141));
     let zone: Arc<str> = Arc::from("z".repeat(ZONE_BYTES_MAX));

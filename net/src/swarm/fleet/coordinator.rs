@@ -277,6 +277,15 @@ impl Coordinator {
         }
     }
 
+    /// Up to [`FROM_MAX`] live members that told of a digest, other ones for other askers.
+    pub fn holders(&self, view: &View, asker: MemberId, digest: &Digest, now: Instant) -> Vec<SocketAddr> {
+        let Some(told) = self.told.get(digest) else { return Vec::new() };
+        let first = usize::from(asker.0[0]) << 8 | usize::from(asker.0[1]);
+        let in_turn = (0..told.len()).map(|at| told[(first + at) % told.len()]);
+        let fresh = in_turn.filter(|(id, at)| *id != asker && now.saturating_duration_since(*at) < TOLD_FOR);
+        fresh.filter_map(|(id, _)| Some(view.member(id)?.contact)).take(FROM_MAX).collect()
+    }
+
     /// Makes a member a holder in the groups of a file that are asked for now.
     fn told_in_groups(&mut self, view: &View, from: MemberId, digest: Digest) {
         let Some(member) = view.member(from) else { return };

@@ -90,6 +90,7 @@ async fn liar(first: SocketAddr, reply: Reply) -> (SocketAddr, MemberId, JoinSet
                 Some((_, Ask::Ping(_))) => Answer::Pong { ping: ping(), digest: 0, count: 1 },
                 Some((_, Ask::Want(_))) => Answer::Reply(reply.clone()),
                 Some((_, Ask::Have(_))) => Answer::Had,
+                Some((_, Ask::Who(_))) => Answer::Who(vec!["198.51.100.1:25".parse().unwrap(), wire::ANSWERER]),
                 Some((_, Ask::List { .. })) => Answer::List { members: Vec::new(), end: true },
                 None => continue,
             };
@@ -108,6 +109,9 @@ async fn led_by_a_liar(reply: Reply) {
     assert!(a.knows(1).await && b.knows(1).await);
     let (at, id, _tasks) = liar(at_a, reply).await;
     assert!(a.knows(2).await && b.knows(2).await);
+    // Whom it names is asked only if it is a member.
+    let mut named = a.who(Digest([9; 32])).await;
+    assert_eq!((named.recv().await, named.recv().await), (Some(at), None));
     // A file that the liar coordinates.
     let shape = (0..=u8::MAX).map(|nth| FileShape::of(Digest([nth; 32]), 1_000)).find(|shape| {
         let key = GroupKey { digest: shape.digest, group: 0 };
