@@ -28,6 +28,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long offers are waited for: with [`Deltas::Always`] as long as a lookup may take, otherwise no longer than the file
@@ -46,8 +47,12 @@ const TRIES_MAX: usize = 3;
 
 /// How long the delta itself may take, and rebuilding: what was expected some times over, within these bounds.
 const DELTA_WAIT: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
+
 const REBUILD_WAIT: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(180)];
 const PATIENCE: f64 = 4.0;
+
+/// The same with [`Deltas::Always`]: bytes count more than time, and many that want the same of one machine wait for each other.
+const WAIT_ALWAYS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(180)];
 
 /// How long all of it may take for one file.
 const ALL_WAIT: Duration = Duration::from_secs(300);
@@ -81,6 +86,8 @@ pub struct Rebuilder {
     /// For files that are being made.
     dir: PathBuf,
     seen: Mutex<Seen>,
+    /// One for each processor: more at once would all be late, and each takes memory.
+    turns: Semaphore,
     saved_bytes: AtomicU64,
 }
 
@@ -100,7 +107,8 @@ impl Rebuilder {
     /// Uses deltas as `mode` says; `fetcher` must not ask this one. Files are made in `dir`.
     pub fn new(shared: Shared, names: Arc<dyn Names>, fetcher: Arc<Fetcher>, mode: Deltas, dir: PathBuf) -> Arc<Self> {
         let seen = Mutex::new(Seen { rate_bytes_s: RATE_BYTES_S, rebuild_s_each_byte: REBUILD_S_EACH_BYTE });
-        Arc::new(Self { shared, names, fetcher, mode, dir, seen, saved_bytes: AtomicU64::new(0) })
+        let turns = Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from));
+        Arc::new(Self { shared, names, fetcher, mode, dir, seen, turns, saved_bytes: AtomicU64::new(0) })
     }
 
     /// Bytes that did not have to come since the start.
@@ -209,6 +217,12 @@ impl Rebuilder {
         bytes * self.seen.lock().rebuild_s_each_byte
     }
 
+    /// Some times what was expected, within bounds.
+    fn patience(&self, expected_s: f64, usual: [Duration; 2]) -> Duration {
+        let [least, most] = if self.mode == Deltas::Always { WAIT_ALWAYS } else { usual };
+        Duration::from_secs_f64(expected_s * PATIENCE).clamp(least, most)
+    }
+
     /// Whether a file is expected sooner by a delta.
     fn is_sooner(&self, offer: &DeltaOffer, wish: &Wish) -> bool {
         self.full_s(offer.bytes) + self.rebuild_s(wish.size) < self.full_s(wish.missing_bytes)
@@ -227,9 +241,12 @@ impl Rebuilder {
             out: out.try_clone().context("duplicate a descriptor")?.into(),
         };
         let work = Work { task: Task::Apply, old, new: wish.digest, new_bytes: wish.size, idle: false };
+        let wait = self.patience(self.rebuild_s(wish.size), REBUILD_WAIT);
+        let turn = timeout(wait, self.turns.acquire()).await.context("too many others are rebuilt")?;
         let began = Instant::now();
         // Dropping the future ends the process.
-        let done = timeout(patience(self.rebuild_s(wish.size), REBUILD_WAIT), work::run(work, files)).await;
+        let done = timeout(wait, work::run(work, files)).await;
+        drop(turn);
         let result = match done.context("rebuilding takes too long")? {
             // Too much memory or time: no proof, since other machines have more, and no use here.
             Err(err) if err.downcast_ref::<work::Ended>().is_some_and(|ended| ended.lasting) => {
@@ -270,7 +287,7 @@ impl Rebuilder {
         // Its failure is not the file's.
         self.fetcher.forgive(&offer.delta);
         let fetching = self.fetcher.start(job);
-        let wait = patience(self.full_s(wish.missing_bytes), DELTA_WAIT);
+        let wait = self.patience(self.full_s(wish.missing_bytes), DELTA_WAIT);
         match timeout(wait, fetching.done()).await {
             Ok(fetched) => Ok(Got::Fetched(fetched?)),
             Err(_) => bail!("it did not come within {} s", wait.as_secs()),
@@ -348,11 +365,6 @@ impl Got {
         File::from(self.open()?).read_exact_at(&mut delta, 0).context("read a delta")?;
         Ok(delta)
     }
-}
-
-/// Some times what was expected, within bounds.
-fn patience(expected_s: f64, [least, most]: [Duration; 2]) -> Duration {
-    Duration::from_secs_f64(expected_s * PATIENCE).clamp(least, most)
 }
 
 fn seconds(bytes: u64, rate_bytes_s: f64) -> f64 {
