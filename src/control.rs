@@ -146,6 +146,9 @@ pub struct Status {
     /// Deltas that are offered to others.
     #[serde(default)]
     pub deltas_offered: usize,
+    /// Deltas that this machine is to make when it is idle.
+    #[serde(default)]
+    pub deltas_to_make: usize,
     /// The update of apt's lists that runs, or the last one since the start.
     #[serde(default)]
     pub last_update: Option<UpdateStatus>,

@@ -49,6 +49,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -82,6 +83,8 @@ struct Daemon {
     incoming: Arc<Incoming>,
     fetcher: Arc<Fetcher>,
     rebuilder: Arc<Rebuilder>,
+    /// Deltas that are to be made.
+    deltas_left: Arc<AtomicUsize>,
     repairer: Repairer,
     mounts: Mutex<Mounts>,
     /// Held by who mounts or unmounts, before `mounts`.
@@ -289,7 +292,9 @@ fn start(config: Config, net: &mut Network, errands: Errands) -> Result<Arc<Daem
     net.process.try_with(Prover::new(Arc::clone(&shelf), state_dir.clone()));
     let rebuilder = Rebuilder::new(shared.clone(), Arc::clone(&names) as Arc<dyn Names>, delta_fetcher, config.net.deltas, state_dir);
     fetcher.rebuild_with(Arc::new(RebuildHandle(Arc::clone(&rebuilder))));
+    let mut deltas_left = Arc::default();
     if let Some(maker) = Maker::new(shared, Arc::clone(&fetcher), &config) {
+        deltas_left = maker.left();
         net.make_deltas(maker, &mounts.refresher().judged());
     }
     let daemon = Daemon {
@@ -303,6 +308,7 @@ fn start(config: Config, net: &mut Network, errands: Errands) -> Result<Arc<Daem
         incoming,
         fetcher,
         rebuilder,
+        deltas_left,
         repairer,
         mounts: Mutex::new(mounts),
         joining: tokio::sync::Mutex::new(Joining { places: prepared.places, ending: false }),
@@ -553,6 +559,7 @@ impl Daemon {
             bytes: self.received(),
             delta_saved_bytes: self.rebuilder.saved_bytes(),
             deltas_offered: net.deltas_offered,
+            deltas_to_make: self.deltas_left.load(Ordering::Relaxed),
             last_update: self.trees().iter().find_map(|tree| tree.last_update()).map(Into::into),
             last_install: self.trees().iter().find_map(|tree| tree.last_install()).map(Into::into),
             downloads: self.downloads(),

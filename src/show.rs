@@ -69,12 +69,13 @@ pub fn status(status: &Status) {
     }
     let bytes = status.bytes;
     println!(
-        "received: {} from mirrors, {} from peers, {} made from deltas ({} saved); {} deltas for others",
+        "received: {} from mirrors, {} from peers, {} made from deltas ({} saved); {} deltas for others{}",
         HumanBytes(bytes.mirror),
         HumanBytes(bytes.peer),
         HumanBytes(bytes.delta),
         HumanBytes(status.delta_saved_bytes),
-        status.deltas_offered
+        status.deltas_offered,
+        if status.deltas_to_make > 0 { format!(", {} to be made", status.deltas_to_make) } else { String::new() }
     );
     if let Some(update) = &status.last_update {
         println!("{}", update_line(update));

@@ -21,6 +21,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// How often it is looked whether something has changed, or whether the machine has become idle.
@@ -43,6 +44,8 @@ pub struct Maker {
     named: HashSet<Digest>,
     /// What is to be made, the next one last.
     waiting: Vec<Pair>,
+    /// How many are to be made, with the one that is being made or not offered yet.
+    left: Arc<AtomicUsize>,
     priority: DeltaPriority,
     /// Whether small deltas are put into the DHT.
     has_items: bool,
@@ -73,9 +76,15 @@ impl Maker {
             seen: None,
             named: HashSet::new(),
             waiting: Vec::new(),
+            left: Arc::default(),
             priority: net.delta_priority,
             has_items: net.announce != Announce::None && fleet.announces_outside(),
         })
+    }
+
+    /// How many deltas are to be made and offered, as long as this lives.
+    pub fn left(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.left)
     }
 
     /// Goes on for ever. To be begun once everything was judged.
@@ -101,6 +110,7 @@ impl Maker {
             self.named = named;
             self.shared.network.offer(offered);
             self.waiting = waiting;
+            self.left.store(self.waiting.len(), Ordering::Relaxed);
         }
         // Other packages may be arriving.
         while self.fetcher.progress().is_empty()
@@ -108,7 +118,10 @@ impl Maker {
         {
             match self.shared.network.is_maker([(pair.old, pair.old_bytes), (pair.new, pair.new_bytes)]).await {
                 Some(true) => {}
-                Some(false) => continue,
+                Some(false) => {
+                    self.left.store(self.waiting.len(), Ordering::Relaxed);
+                    continue;
+                }
                 None => {
                     self.waiting.push(pair);
                     return Ok(());
@@ -117,6 +130,7 @@ impl Maker {
             if self.make(&pair).await? {
                 return Ok(());
             }
+            self.left.store(self.waiting.len(), Ordering::Relaxed);
         }
         Ok(())
     }

@@ -133,6 +133,9 @@ pub const METRICS: &[Metric] = &[
         out.put(&[], number(facts.status.delta_saved_bytes));
     }),
     of("poolfs_deltas_offered", "Deltas that are offered to others.", &[], |facts, out| out.put(&[], size(facts.status.deltas_offered))),
+    of("poolfs_deltas_to_make", "Deltas that this machine is to make when it is idle.", &[], |facts, out| {
+        out.put(&[], size(facts.status.deltas_to_make));
+    }),
     of("poolfs_downloads", "Downloads in progress.", &[], |facts, out| out.put(&[], size(facts.status.downloads.len()))),
     of("poolfs_download_bytes_per_second", "Rate of all downloads in progress together.", &[], |facts, out| {
         out.put(&[], facts.status.downloads.iter().map(|download| number(download.rate_bytes_s)).sum());

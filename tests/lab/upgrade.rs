@@ -5,8 +5,8 @@ use super::outcome::{Figure, Outcome};
 use super::scenario::Scenario;
 use super::{contender, crowd, is_package, limit, line_of, up};
 use crate::harness::machine::Machine;
+use crate::harness::run;
 use crate::harness::upstream::Upstream;
-use crate::harness::{LIMIT, run};
 use poolfs_core::discretion::compare;
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Longer than it takes to make one of these deltas.
-const QUIET: Duration = Duration::from_secs(15);
+/// Longer than it takes to make one of these deltas; only turns a hang into a message.
+const ONE_DELTA: Duration = Duration::from_secs(60);
 
 /// Packages that are worth a delta and that a lab can make ones of in a minute, in bytes.
 const SIZES: std::ops::Range<u64> = 200_000..3_000_000;
@@ -80,7 +80,7 @@ pub(crate) fn play(scenario: &Scenario) -> Outcome {
     crowd.machines.iter().for_each(|machine| drop(machine.update()));
     limit(&crowd, scenario);
     crowd.start_download(0).wait().ok();
-    await_deltas(&crowd.machines[0]);
+    await_deltas(&crowd.machines[0], new.len());
     crowd.mirror.forget_log();
     let before: Vec<_> = crowd.machines.iter().map(|machine| machine.status().bytes).collect();
     let ends = at_once(&crowd, &crowd.machines[1..]);
@@ -109,23 +109,16 @@ pub(crate) fn play(scenario: &Scenario) -> Outcome {
     outcome
 }
 
-/// Waits until the machine has made what deltas it makes: nothing tells that no more will come, so a quiet while has to do.
-fn await_deltas(machine: &Machine) {
-    let mut seen = (0, Instant::now());
-    while seen.0 == 0 || seen.1.elapsed() < QUIET {
-        let here = figure(machine, "deltas_offered");
-        assert!(here > 0 || seen.1.elapsed() < LIMIT, "no delta is made");
-        if here != seen.0 {
-            seen = (here, Instant::now());
+/// Waits until the machine has made what deltas it makes.
+fn await_deltas(machine: &Machine, packages: usize) {
+    let deadline = Instant::now() + ONE_DELTA * u32::try_from(packages).unwrap();
+    loop {
+        let status = machine.status();
+        if status.deltas_offered > 0 && status.deltas_to_make == 0 {
+            return;
         }
-        // A measurement: that nothing more is made has no event, only a time without one.
-        std::thread::sleep(Duration::from_millis(500));
+        assert!(Instant::now() < deadline, "{} deltas are made, {} are not", status.deltas_offered, status.deltas_to_make);
+        // They are made while nobody else wants the processor, and every look wants it.
+        std::thread::sleep(Duration::from_secs(2));
     }
-}
-
-/// A number of `poolfs status --json`.
-fn figure(machine: &Machine, name: &str) -> u64 {
-    let said = machine.poolfs(&["status", "--json"]).ok();
-    let status: serde_json::Value = serde_json::from_str(&said.out).unwrap();
-    status[name].as_u64().unwrap_or_else(|| panic!("no {name} in the status"))
 }

@@ -132,6 +132,8 @@ pub(crate) struct Status {
     pub(crate) delta_saved_bytes: u64,
     #[serde(default)]
     pub(crate) deltas_offered: u64,
+    #[serde(default)]
+    pub(crate) deltas_to_make: u64,
     pub(crate) downloads: Vec<serde_json::Value>,
     #[serde(default)]
     pub(crate) last_update: Option<Update>,
