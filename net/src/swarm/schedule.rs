@@ -174,6 +174,14 @@ struct Flight {
     lost_at: Option<Instant>,
 }
 
+impl Flight {
+    /// When it is given up, where requests are overdue after `overdue`, which changes while it is on its way.
+    fn given_up_at(&self, overdue: Duration) -> Instant {
+        let at = self.started + overdue * GIVE_UP_OVERDUES;
+        self.spared_until.map_or(at, |until| at.max(until))
+    }
+}
+
 /// What one source has brought.
 #[derive(Clone, Debug)]
 pub struct SourceReport {
@@ -426,7 +434,7 @@ impl Schedule {
             }
             if flight.lost_at.is_some_and(|at| turn.now >= at + LOSER_STAYS) {
                 over.push((flight.id, true));
-            } else if age >= overdue * GIVE_UP_OVERDUES && flight.spared_until.is_none_or(|until| turn.now >= until) {
+            } else if turn.now >= flight.given_up_at(overdue) {
                 over.push((flight.id, false));
             }
         }
@@ -463,8 +471,7 @@ impl Schedule {
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
         let overdue = self.overdue_after();
         let of_flight = |flight: &Flight| {
-            let age = if flight.overdue { overdue * GIVE_UP_OVERDUES } else { overdue };
-            let end = flight.spared_until.unwrap_or(flight.started + age);
+            let end = if flight.overdue { flight.given_up_at(overdue) } else { flight.started + overdue };
             flight.lost_at.map_or(end, |at| end.min(at + LOSER_STAYS))
         };
         let flights = self.flights.iter().map(of_flight);

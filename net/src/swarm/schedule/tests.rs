@@ -157,6 +157,7 @@ impl Sim {
             }
             let model_of = |source: SourceId| ids.iter().position(|id| *id == Some(source)).map(|at| &self.models[at]);
             schedule.tick(&mut turn);
+            assert!(schedule.next_timeout(turn.now).is_none_or(|next| next > turn.now), "it spins: {schedule:?}");
             self.carry(&mut schedule, &mut transfers, &mut kept, &mut turn, &mut ended, &model_of);
             while let Some(todo) = schedule.poll() {
                 match todo {
@@ -584,6 +585,36 @@ fn the_next_timeout_lies_ahead() {
         times += 1;
         assert!(times < 1_000, "it never ends");
     }
+}
+
+/// A request is let go on, and then all others turn out to take longer than before: who waits for it does not spin.
+#[test]
+fn a_line_that_becomes_slower_does_not_spin() {
+    let now = Instant::now();
+    let mut budget = WasteBudget::new();
+    let mut turn = Turn { now, budget: &mut budget };
+    let sim = sim(10, vec![mirror(RATE)]);
+    let mut schedule = Schedule::new(sim.shape(), sim.rules, now);
+    schedule.add_source(new_source(0, &sim.models[0]), &mut turn);
+    let flights: Vec<(FlightId, u32)> = schedule.flights.iter().map(|flight| (flight.id, flight.piece)).collect();
+    assert!(flights.len() > 1);
+    flights.iter().for_each(|(flight, _)| schedule.first_byte(*flight, now));
+    while turn.now < now + OVERDUE_MIN * GIVE_UP_OVERDUES {
+        turn.now = schedule.next_timeout(turn.now).unwrap();
+        schedule.tick(&mut turn);
+    }
+    assert!(schedule.flights.iter().any(|flight| flight.spared_until.is_some()));
+    turn.now += Duration::from_secs(1);
+    for (flight, piece) in &flights[1..] {
+        schedule.piece(*flight, Digest::of(&true_piece(*piece)), &mut turn);
+    }
+    schedule.tick(&mut turn);
+    while let Some(next) = schedule.next_timeout(turn.now) {
+        assert!(next > turn.now, "due {:?} ago", turn.now - next);
+        turn.now = next;
+        schedule.tick(&mut turn);
+    }
+    assert_eq!(schedule.flights(), 0, "given up in the end");
 }
 
 /// Something happens between the time at which a request is overdue and the tick: the time is not lost.
