@@ -15,6 +15,7 @@ mod deltas;
 mod download;
 mod hunt;
 mod kept;
+mod lanes;
 mod led;
 mod outlet;
 mod repair;
@@ -204,6 +205,7 @@ pub struct Swarm {
     /// Peers that gave a wrong piece to a repair, the newest last.
     repair_gave: Mutex<VecDeque<(Digest, SocketAddr, bool)>>,
     hints: deltas::Hints,
+    lanes: lanes::Lanes,
 }
 
 impl std::fmt::Debug for SwarmParts {
@@ -222,7 +224,7 @@ impl Swarm {
     /// Opens the book and is ready; blocks for the disk.
     pub fn new(parts: SwarmParts) -> Result<Arc<Self>, NetDbError> {
         let book = Arc::new(Book::open(parts.netdb.clone(), parts.convictions.clone(), now_s())?);
-        Ok(Arc::new(Self { parts, book, repair_gave: Mutex::default(), hints: deltas::Hints::default() }))
+        Ok(Arc::new(Self { parts, book, repair_gave: Mutex::default(), hints: deltas::Hints::default(), lanes: lanes::Lanes::default() }))
     }
 
     /// Brings a file in: sends what arrives, wrapped, to `out`, and returns when every missing piece was handed over and none

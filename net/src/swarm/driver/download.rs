@@ -2,6 +2,7 @@
 
 use super::hunt::{Holder, Hunt};
 use super::kept::{Kept, Place};
+use super::lanes::Lane;
 use super::led::{self, Led};
 use super::outlet::Outlet;
 use super::stream::Here;
@@ -144,6 +145,8 @@ pub(super) struct Download<'a, 'b, T> {
     unsettled: VecDeque<(u32, Digest, u64)>,
     tasks: JoinSet<Event>,
     flights: HashMap<FlightId, (AbortHandle, SourceId, u32, FirstByte)>,
+    /// Those of the flights that take one, and since when.
+    pub(super) lanes: HashMap<FlightId, (Lane, Instant)>,
     pub(super) hunt: Hunt,
     /// Strangers are not to hear of it.
     pub(super) fleet_only: bool,
@@ -199,13 +202,14 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             unsettled: VecDeque::new(),
             tasks: JoinSet::new(),
             flights: HashMap::new(),
+            lanes: HashMap::new(),
             hunt,
             fleet_only: want.fleet_only,
             hunting: !was_led,
             piece_searches: 0,
             told: Told { swarm, digest: shape.digest, announced, of_pieces: HashSet::new(), offered: false, had: false },
             list: None,
-            led: start.fleet.map(|download| Led::new(download, shape.pieces())),
+            led: start.fleet.map(|download| Led::new(download, shape.pieces(), swarm.lanes.clone())),
             arriving: HashSet::new(),
             marked: 0,
             contradictors: Vec::new(),
@@ -302,7 +306,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                     Err(error) => tracing::error!(digest = %self.shape.digest, "a request of a download failed: {error}"),
                 },
                 // What the fleet says next is asked for when there is a slot for it; the lease is renewed meanwhile.
-                todo = led::next(&mut self.led), if has_room && self.takes_orders() => self.follow(todo),
+                order = led::next(&mut self.led), if has_room && self.takes_orders() => self.follow(order),
                 holder = self.hunt.next(), if has_room && self.hunting => match holder {
                     Some(holder) => self.add_peer(holder),
                     None => {
@@ -400,6 +404,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 Do::Abort(flight) => {
                     if let Some((handle, _, piece, _)) = self.flights.remove(&flight) {
                         handle.abort();
+                        self.leave_lane(flight);
                         let needed = self.schedule.blame().needs(piece);
                         self.answered(flight, needed.then_some(Failure::Slow));
                     }
@@ -478,6 +483,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 let Some((_, source, piece, _)) = self.flights.remove(&flight) else { return };
                 match result {
                     Ok(PeerPiece { bytes, digest, arriving }) => {
+                        self.leave_lane(flight);
                         if arriving {
                             self.arriving.insert((source, piece, digest));
                         }
@@ -496,6 +502,7 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                         }
                     }
                     Err((failure, retry_after)) => {
+                        self.lanes.remove(&flight);
                         self.answered(flight, Some(failure));
                         self.turn(|schedule, turn| schedule.failed(flight, failure, retry_after, turn));
                     }
@@ -526,6 +533,12 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             }
             Event::List(_, None) | Event::Have(_, None) => {}
             Event::Hashed(done) => self.turn(|schedule, turn| schedule.hashed(done, turn)),
+        }
+    }
+
+    fn leave_lane(&mut self, flight: FlightId) {
+        if let Some((lane, began)) = self.lanes.remove(&flight) {
+            lane.ended(began, std_now());
         }
     }
 

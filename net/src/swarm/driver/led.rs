@@ -12,6 +12,7 @@
 
 use super::download::{Download, Whom};
 use super::hunt::Hunt;
+use super::lanes::{Lane, Lanes};
 use super::{now_s, std_now};
 use crate::fleet::{FleetDo, FleetDownload, Origin};
 use crate::peer::Partial;
@@ -40,42 +41,65 @@ pub(super) struct Led {
     here: Vec<Option<Digest>>,
     /// What the fleet says that is left to those who have the whole file.
     left: HashMap<u32, Origin>,
+    /// Pieces to ask members for, which wait for a lane each.
+    waiting: VecDeque<(u32, Origin)>,
+    lanes: Lanes,
     /// Every piece is here: nothing more is said.
     done: bool,
 }
 
 impl Led {
-    pub(super) fn new(download: FleetDownload, pieces: u32) -> Self {
+    pub(super) fn new(download: FleetDownload, pieces: u32, lanes: Lanes) -> Self {
         Self {
             download,
             asked: HashMap::new(),
             tells: VecDeque::new(),
             here: vec![None; pieces as usize],
             left: HashMap::new(),
+            waiting: VecDeque::new(),
+            lanes,
             done: false,
         }
     }
 }
 
-/// What a fleet wants next; `None` for ever where none leads.
-pub(super) async fn next(led: &mut Option<Led>) -> Option<FleetDo> {
-    match led {
-        Some(led) if !led.done => led.download.next().await,
-        _ => std::future::pending().await,
+/// What a download is to do next.
+pub(super) enum Order {
+    /// What the fleet wants, or that it ended.
+    Fleet(Option<FleetDo>),
+    /// A lane is free for what waits for one.
+    Lane(Lane),
+}
+
+/// The next order; none for ever where no fleet leads. Cancelling it loses nothing.
+pub(super) async fn next(led: &mut Option<Led>) -> Order {
+    let Some(Led { download, waiting, lanes, done, .. }) = led else { return std::future::pending().await };
+    tokio::select! {
+        biased;
+        // The mirror's pieces are not to wait behind those of members.
+        todo = download.next(), if !*done => Order::Fleet(todo),
+        lane = lanes.enter(), if !waiting.is_empty() => Order::Lane(lane),
+        else => std::future::pending().await,
     }
 }
 
 impl<T: Send> Download<'_, '_, T> {
     /// Does what the fleet says.
-    pub(super) fn follow(&mut self, todo: Option<FleetDo>) {
-        match todo {
-            Some(FleetDo::Fetch { piece, from }) => self.fetch_for_fleet(piece, from),
-            Some(FleetDo::Done) => self.led.iter_mut().for_each(|led| led.done = true),
-            None => self.go_alone(),
+    pub(super) fn follow(&mut self, order: Order) {
+        match order {
+            Order::Fleet(Some(FleetDo::Fetch { piece, from: Origin::Mirror })) => self.fetch_for_fleet(piece, Origin::Mirror, None),
+            Order::Fleet(Some(FleetDo::Fetch { piece, from })) => self.led.iter_mut().for_each(|led| led.waiting.push_back((piece, from))),
+            Order::Fleet(Some(FleetDo::Done)) => self.led.iter_mut().for_each(|led| led.done = true),
+            Order::Fleet(None) => self.go_alone(),
+            Order::Lane(lane) => {
+                if let Some((piece, from)) = self.led.as_mut().and_then(|led| led.waiting.pop_front()) {
+                    self.fetch_for_fleet(piece, from, Some(lane));
+                }
+            }
         }
     }
 
-    fn fetch_for_fleet(&mut self, piece: u32, from: Origin) {
+    fn fetch_for_fleet(&mut self, piece: u32, from: Origin, lane: Option<Lane>) {
         let needed = self.schedule.blame().needs(piece);
         if needed && self.schedule.has_whole(std_now()) {
             // A member that is named is one more that may have all of it.
@@ -92,6 +116,9 @@ impl<T: Send> Download<'_, '_, T> {
         match flight {
             Some(flight) => {
                 led.asked.insert(flight, (piece, from));
+                if let Some(lane) = lane {
+                    self.lanes.insert(flight, (lane, std_now()));
+                }
             }
             // It came some other way: so that the fleet does not wait for it.
             None if !needed => led.tells.push_back(Tell::Fetched(piece)),
@@ -133,7 +160,7 @@ impl<T: Send> Download<'_, '_, T> {
             return;
         }
         for (piece, from) in std::mem::take(&mut led.left) {
-            self.fetch_for_fleet(piece, from);
+            self.fetch_for_fleet(piece, from, None);
         }
     }
 
