@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Failures in a row after which a URL that cannot be reached is left for the next one.
 const UNWELL_MAX: u32 = 2;
@@ -35,6 +35,8 @@ struct State {
     at: usize,
     validator: Option<HeaderValue>,
     unwell: u32,
+    /// When it last counted as unwell.
+    unwell_at: Option<Instant>,
     answers: Vec<String>,
     no_ranges: bool,
 }
@@ -79,15 +81,18 @@ impl RangedFile {
             state.at += 1;
             state.validator = None;
             state.unwell = 0;
+            state.unwell_at = None;
             state.answers.push(format!("{}: {why}", host_of(&self.urls[at].url)));
         }
         if state.at >= self.urls.len() { RangeError::Out(state.answers.join("; ")) } else { RangeError::Again(why) }
     }
 
-    fn unwell(&self, at: usize, why: String) -> RangeError {
+    /// `began`: when the request did. Of those that were on their way together one counts: the line broke them all.
+    fn unwell(&self, at: usize, began: Instant, why: String) -> RangeError {
         let mut state = self.state.lock();
-        if state.at == at {
+        if state.at == at && state.unwell_at.is_none_or(|counted| began >= counted) {
             state.unwell += 1;
+            state.unwell_at = Some(Instant::now());
         }
         let over = state.unwell >= UNWELL_MAX;
         drop(state);
@@ -122,6 +127,7 @@ impl Mirror {
         let fresh = self.doubts.lock().doubted(&file.digest, &url.url);
         let asking = Asking { url, host: String::new(), client, validator, unfinished: None, breaks_left: 0, bytes_since_break: 0, fresh };
         let asked = Asked { start: range.start, end: range.end, size: file.size };
+        let began = Instant::now();
         match self.one_range(file, at, &asking, &asked, first_byte).await {
             Ok(piece) => {
                 file.well(at);
@@ -134,9 +140,9 @@ impl Mirror {
             Err(Failure::Out(why)) => Err(file.next_url(at, why)),
             Err(Failure::Broken(why)) => {
                 self.counts.breaks.fetch_add(1, Ordering::Relaxed);
-                Err(file.unwell(at, why))
+                Err(file.unwell(at, began, why))
             }
-            Err(Failure::Unwell(why)) => Err(file.unwell(at, why)),
+            Err(Failure::Unwell(why)) => Err(file.unwell(at, began, why)),
             Err(Failure::Unwanted) => Err(RangeError::Again("nobody waits for it".to_owned())),
         }
     }
@@ -206,4 +212,27 @@ impl Mirror {
 
 fn no_memory(err: std::io::Error) -> Failure {
     Failure::Unwell(format!("no memory for a piece: {err}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use std::time::Duration;
+
+    /// A slow line breaks all requests that are on it: that is one failure, and a mirror that fails again is out.
+    #[tokio::test(start_paused = true)]
+    async fn what_breaks_together_counts_once() {
+        let url = MirrorUrl { url: "http://192.0.2.1/p.deb".to_owned(), proxy: None, immutable: true, private: false };
+        let file = RangedFile::new(Digest([1; 32]), 9, vec![url]);
+        let began = Instant::now();
+        tokio::time::advance(Duration::from_secs(30)).await;
+        for _ in 0..4 {
+            assert_eq!(file.unwell(0, began, "reset".to_owned()), RangeError::Again("reset".to_owned()));
+        }
+        let again = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(file.unwell(0, again, "reset".to_owned()), RangeError::Out("192.0.2.1: reset".to_owned()));
+    }
 }
