@@ -55,7 +55,10 @@ fn the_fleet_parts_for_ten_seconds() {
     sim.machines.iter_mut().enumerate().for_each(|(at, machine)| machine.starts = Duration::from_millis(at as u64 * 300));
     sim.reach = Box::new(|a, b, age| age >= Duration::from_secs(10) || a == MIRROR || b == MIRROR || a % 2 == b % 2);
     sim.run(Duration::from_secs(40));
-    assert!(sim.mirror_fetches.iter().all(|fetches| *fetches <= 3), "{:?}", sim.mirror_fetches);
+    // Each half has a coordinator for each piece, and each of them gives three leases at most; mostly one.
+    assert!(sim.mirror_fetches.iter().all(|fetches| *fetches <= 6), "{:?}", sim.mirror_fetches);
+    let all: u32 = sim.mirror_fetches.iter().sum();
+    assert!(all <= 30, "two copies are 24 pieces: {:?}", sim.mirror_fetches);
 }
 
 /// A coordinator that says `wait` for ever costs nine seconds, and is then passed over.
