@@ -404,7 +404,9 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 Do::Abort(flight) => {
                     if let Some((handle, _, piece, _)) = self.flights.remove(&flight) {
                         handle.abort();
-                        self.leave_lane(flight);
+                        if let Some((lane, began)) = self.lanes.remove(&flight) {
+                            lane.given_up(began, std_now());
+                        }
                         let needed = self.schedule.blame().needs(piece);
                         self.answered(flight, needed.then_some(Failure::Slow));
                     }
@@ -483,7 +485,9 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
                 let Some((_, source, piece, _)) = self.flights.remove(&flight) else { return };
                 match result {
                     Ok(PeerPiece { bytes, digest, arriving }) => {
-                        self.leave_lane(flight);
+                        if let Some((lane, began)) = self.lanes.remove(&flight) {
+                            lane.brought(began, std_now());
+                        }
                         if arriving {
                             self.arriving.insert((source, piece, digest));
                         }
@@ -533,12 +537,6 @@ impl<'a, 'b, T: Send> Download<'a, 'b, T> {
             }
             Event::List(_, None) | Event::Have(_, None) => {}
             Event::Hashed(done) => self.turn(|schedule, turn| schedule.hashed(done, turn)),
-        }
-    }
-
-    fn leave_lane(&mut self, flight: FlightId) {
-        if let Some((lane, began)) = self.lanes.remove(&flight) {
-            lane.ended(began, std_now());
         }
     }
 
