@@ -276,10 +276,15 @@ impl Tree {
         let _ = self.busy.subscribe().wait_for(|busy| *busy == 0).await;
     }
 
+    /// Until this is dropped, [`Self::settled`] waits.
+    pub(crate) fn at_work(self: &Arc<Self>) -> Done {
+        self.busy.send_modify(|busy| *busy += 1);
+        Done(Arc::clone(self))
+    }
+
     /// Runs what may take long and belongs to no request any more.
     pub(crate) fn in_background(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
-        self.busy.send_modify(|busy| *busy += 1);
-        let done = Done(Arc::clone(self));
+        let done = self.at_work();
         self.parts.runtime.spawn(async move {
             let _done = done;
             work.await;
@@ -468,7 +473,7 @@ impl Tree {
 }
 
 /// Counts a background job down, also when it panics.
-struct Done(Arc<Tree>);
+pub(crate) struct Done(Arc<Tree>);
 
 impl Drop for Done {
     fn drop(&mut self) {

@@ -185,6 +185,8 @@ impl Tree {
 
     /// The last descriptor of the handle is gone.
     pub fn release(self: &Arc<Self>, fh: u64) -> Result<(), FsError> {
+        // Between the end of the handle and that of the record the file is neither open nor recorded.
+        let _at_work = self.at_work();
         let handle = self.handles.remove(fh)?;
         if handle.lock {
             self.drop_lock();
