@@ -242,7 +242,7 @@ impl Rebuilder {
         };
         let work = Work { task: Task::Apply, old, new: wish.digest, new_bytes: wish.size, idle: false };
         let wait = self.patience(self.rebuild_s(wish.size), REBUILD_WAIT);
-        let turn = timeout(wait, self.turns.acquire()).await.context("too many others are rebuilt")?;
+        let turn = timeout(wait, self.turns.acquire()).await.context("too many others are rebuilt")??;
         let began = Instant::now();
         // Dropping the future ends the process.
         let done = timeout(wait, work::run(work, files)).await;

@@ -31,7 +31,7 @@ use tokio::time::sleep_until;
 const PENDING_MAX: usize = 8;
 
 /// Requests in flight while a fleet leads: a lone asker is leased whole groups, which a slow line could not bring at once. With 4 the last
-/// of eight machines behind 50 Mbit/s took 35 s where it takes 29 s, though the last of sixteen 37 s where it takes 45 s.
+/// of eight machines behind 50 Mbit/s took 35 s where it took 29 s. How many there are in all is [`super::lanes`]'s.
 const LED_FLIGHTS_MAX: usize = 16;
 
 /// Bytes that are compared before it is said that the file is being worked on.
